@@ -1,0 +1,1 @@
+"""Measuring stains against the real thing."""

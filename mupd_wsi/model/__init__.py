@@ -1,0 +1,15 @@
+"""Models: networks, bundles, and the stainer that runs them. Knows no slide."""
+
+from mupd_wsi.model.bundle import ModelInfo, Readout, bundled_models, find_bundle, read_info
+from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
+
+__all__ = [
+    "ModelInfo",
+    "Readout",
+    "SampleOptions",
+    "Stainer",
+    "bundled_models",
+    "find_bundle",
+    "load_model",
+    "read_info",
+]

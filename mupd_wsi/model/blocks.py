@@ -1,0 +1,160 @@
+"""Building blocks of the network. Feature maps are channels-last: (B, H, W, D).
+
+Nothing here mixes statistics over a tile (no GroupNorm, no global attention, no tile-relative positions), because
+two tiles that share a pixel would then disagree about it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN (Peebles and Xie, DiT, arXiv 2212.09748): ``x`` (B, H, W, D), ``shift`` and ``scale`` (B, 1, 1, D)."""
+    return x * (1 + scale) + shift
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal features of the flow time t in [0, 1], then a two-layer perceptron."""
+
+    def __init__(self, width: int, frequencies: int = 64) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed ``t`` (B,) as (B, width)."""
+        rates = torch.exp(-math.log(1000.0) * torch.arange(self.frequencies, device=t.device) / self.frequencies)
+        angles = 1000.0 * t[:, None].float() * rates
+        return cast(Tensor, self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1)))
+
+
+class ConvBlock(nn.Module):
+    """ConvNeXt block (Liu et al., arXiv 2201.03545), per-pixel LayerNorm, modulated by the time embedding."""
+
+    def __init__(self, width: int, time_width: int, kernel: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(time_width, 2 * width)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        self.gain = nn.Parameter(torch.full((width,), 0.1))
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Residual update of ``x`` (B, H, W, D) given ``time`` (B, T)."""
+        y = self.spatial(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        shift, scale = self.modulation(time)[:, None, None].chunk(2, dim=-1)
+        y = modulate(self.norm(y), shift, scale)
+        return x + self.gain * cast(
+            Tensor, self.narrow(F.hardswish(self.widen(y), inplace=not torch.is_grad_enabled()))
+        )
+
+
+class CrossAttentionStream(nn.Module):
+    """One condition of decoupled cross-attention (IP-Adapter, arXiv 2308.06721; MuPD, arXiv 2604.03635).
+
+    Each stream has its own keys and values and is queried by the same features; the streams' answers are summed, so
+    one that is absent adds exactly 0.
+    """
+
+    def __init__(self, width: int, context_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.key_value = nn.Linear(context_width, 2 * width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        """Attend from ``query`` (N, heads, L, D / heads) to ``context`` (N, M, context_width): (N, L, D)."""
+        keys, values = (_split_heads(part, self.heads) for part in self.key_value(context).chunk(2, dim=-1))
+        answer = F.scaled_dot_product_attention(query, keys, values)
+        return cast(Tensor, self.out(_join_heads(answer)))
+
+
+class TransformerBlock(nn.Module):
+    """DiT block: window self-attention, decoupled cross-attention, perceptron; adaLN with zero-initialised gates."""
+
+    def __init__(self, width: int, heads: int, window: int, streams: dict[str, int]) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(3))
+        self.modulation = nn.Parameter(torch.zeros(6, width))
+        self.position = nn.Parameter(0.02 * torch.randn(window * window, width))
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.cross_query = nn.Linear(width, width)
+        self.streams = nn.ModuleDict({n: CrossAttentionStream(width, w, heads) for n, w in streams.items()})
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.Hardswish(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, shared_modulation: Tensor, contexts: dict[str, Tensor]) -> Tensor:
+        """Residual update.
+
+        Args:
+            x: (B, H, W, D), H and W multiples of the window.
+            shared_modulation: (B, 6, D) from the flow time, the same for all blocks (PixArt, arXiv 2310.00426).
+            contexts: by stream name; "image" as a map (B, H, W, E) that is cut into the same windows as x, the others
+                as token lists (B, M, E) that every window of the sample sees. Absent streams are left out.
+        """
+        grid = x.shape[1:3]
+        per_sample = (grid[0] // self.window) * (grid[1] // self.window)
+        modulation = (shared_modulation + self.modulation).repeat_interleave(per_sample, dim=0)[:, :, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(dim=1)  # each (N, 1, D)
+        tokens = to_windows(x, self.window)  # (N, L, D)
+        tokens = tokens + gate1 * self._self_attention(modulate(self.norms[0](tokens), shift1, scale1))
+        query = _split_heads(self.cross_query(self.norms[1](tokens) + self.position), self.heads)
+        for name, context in contexts.items():
+            local = to_windows(context, self.window) if context.ndim == 4 else context.repeat_interleave(per_sample, 0)
+            tokens = tokens + self.streams[name](query, local)
+        tokens = tokens + gate2 * self.perceptron(modulate(self.norms[2](tokens), shift2, scale2))
+        return from_windows(tokens, self.window, grid[0], grid[1])
+
+    def _self_attention(self, tokens: Tensor) -> Tensor:
+        query, key, value = (
+            _split_heads(part, self.heads) for part in self.query_key_value(tokens + self.position).chunk(3, dim=-1)
+        )
+        return cast(Tensor, self.attention_out(_join_heads(F.scaled_dot_product_attention(query, key, value))))
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """Cut (B, H, W, D) into windows (B * H/w * W/w, w * w, D)."""
+    b, h, w, d = x.shape
+    cut = x.reshape(b, h // window, window, w // window, window, d).permute(0, 1, 3, 2, 4, 5)
+    return cut.reshape(-1, window * window, d)
+
+
+def from_windows(tokens: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The inverse of :func:`to_windows`."""
+    rows, columns, d = height // window, width // window, tokens.shape[-1]
+    cut = tokens.reshape(-1, rows, columns, window, window, d).permute(0, 1, 3, 2, 4, 5)
+    return cut.reshape(-1, height, width, d)
+
+
+def space_to_depth(x: Tensor, patch: int) -> Tensor:
+    """(B, H, W, D) to (B, H/p, W/p, p * p * D), lossless."""
+    b, h, w, d = x.shape
+    folded = x.reshape(b, h // patch, patch, w // patch, patch, d).permute(0, 1, 3, 2, 4, 5)
+    return folded.reshape(b, h // patch, w // patch, patch * patch * d)
+
+
+def depth_to_space(x: Tensor, patch: int) -> Tensor:
+    """The inverse of :func:`space_to_depth`."""
+    b, h, w, d = x.shape
+    unfolded = x.reshape(b, h, w, patch, patch, d // (patch * patch)).permute(0, 1, 3, 2, 4, 5)
+    return unfolded.reshape(b, h * patch, w * patch, -1)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,210 @@
+"""Model bundles: a folder with ``model.json`` (what the model is) and ``model.safetensors`` (weights). Never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as format_safetensors
+from torch import Tensor
+
+from mupd_wsi.errors import BundleError
+from mupd_wsi.markers import Marker, Panel
+from mupd_wsi.model.calibration import Calibration
+from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.transform import TargetTransform
+
+CARD_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+BUNDLED = Path(__file__).parent / "bundles"
+MAX_CARD_BYTES = 4 << 20
+
+Readout = Literal["mean", "sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a bundle says of its model.
+
+    Attributes:
+        name: of the model.
+        version: of the weights.
+        license: SPDX identifier.
+        credit: whose data it was trained on.
+        panel: the markers, in channel order.
+        mpp: um/px of input and output.
+        tile: side of the square that the network is given, px, halo included.
+        halo: px on each side of a tile that are computed and thrown away.
+        network: shape of the network.
+        transform: between intensities and what the network predicts.
+        calibration: from the read-out to expected intensities.
+        display_max: by read-out, the intensity that maps to grey 255, one a channel; chosen on the training columns.
+        steps: default number of steps of ``sample``.
+        training: how it was trained (data, splits, steps), for people.
+        metrics: measured quality: ``{"dev": {marker: {"pearson_1px": ..., ...}}}``.
+        limits: what may not be expected of it, in words.
+        weights_sha256: of the weights file.
+    """
+
+    name: str
+    version: str
+    license: str
+    credit: str
+    panel: Panel
+    mpp: float
+    tile: int
+    halo: int
+    network: NetworkConfig
+    transform: TargetTransform
+    calibration: Calibration
+    display_max: Mapping[str, tuple[float, ...]]
+    steps: int
+    training: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    limits: tuple[str, ...]
+    weights_sha256: str
+
+    def __post_init__(self) -> None:
+        channels = len(self.panel)
+        lengths = [len(self.transform.mean), len(self.calibration.low), self.network.targets]
+        lengths += [len(values) for values in self.display_max.values()]
+        if set(lengths) != {channels}:
+            raise BundleError(f"model {self.name}: {channels} markers, but per-marker values of lengths {lengths}")
+        if set(self.display_max) != {"mean", "sample"}:
+            raise BundleError(f"model {self.name}: display_max needs 'mean' and 'sample'")
+        window = self.network.window_px
+        if self.tile % window or (self.tile - 2 * self.halo) % window or not 0 <= self.halo < self.tile // 2:
+            raise BundleError(f"model {self.name}: tile {self.tile} and core must be multiples of {window} px")
+
+
+def bundled_models() -> tuple[str, ...]:
+    """Names of the models inside the package."""
+    return tuple(sorted(p.name for p in BUNDLED.iterdir() if (p / CARD_FILE).is_file())) if BUNDLED.is_dir() else ()
+
+
+def find_bundle(name_or_folder: str | Path) -> Path:
+    """Folder of a bundle, by the name of a shipped model or by its own path.
+
+    Raises:
+        BundleError: there is none.
+    """
+    if str(name_or_folder) in bundled_models():
+        return BUNDLED / str(name_or_folder)
+    folder = Path(name_or_folder)
+    if not (folder / CARD_FILE).is_file():
+        raise BundleError(
+            f"no model {str(name_or_folder)!r}: give a folder with {CARD_FILE}, or name: {', '.join(bundled_models())}"
+        )
+    return folder
+
+
+def read_info(folder: Path) -> ModelInfo:
+    """Read a bundle's card, without its weights.
+
+    Raises:
+        BundleError: unreadable, not JSON, unknown or missing fields, values that do not fit together.
+    """
+    path = folder / CARD_FILE
+    try:
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise BundleError(f"{path} is larger than {MAX_CARD_BYTES >> 20} MiB: it is no model card")
+        card = json.loads(path.read_text(encoding="utf-8"))
+        return _info_from_json(card)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, BundleError):
+            raise
+        raise BundleError(
+            f"{path} is not a model card of this version: {_reason(error)}; get the bundle anew"
+        ) from error
+
+
+def read_weights(folder: Path, info: ModelInfo) -> dict[str, Tensor]:
+    """Read a bundle's weights after checking their hash.
+
+    Raises:
+        BundleError: unreadable, or not the bytes that the card names.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}; get the bundle anew") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != info.weights_sha256:
+        raise BundleError(
+            f"{path} is damaged or was changed: its SHA-256 is {digest[:12]}..., the card says "
+            f"{info.weights_sha256[:12]}...; get the bundle anew"
+        )
+    try:
+        return parse_safetensors(content)
+    except SafetensorError as error:
+        raise BundleError(f"{path} is not a safetensors file: {error}") from error
+
+
+def write_bundle(folder: Path, info: ModelInfo, weights: Mapping[str, Tensor]) -> ModelInfo:
+    """Write a bundle; weights are stored as fp16.
+
+    Args:
+        folder: made where it is missing.
+        info: ``weights_sha256`` is replaced by the hash of what is written.
+        weights: the network's state.
+
+    Returns:
+        The info as written.
+    """
+    halves = {k: v.detach().to(torch.float16).contiguous() for k, v in sorted(weights.items())}
+    content = format_safetensors(halves, metadata={"model": info.name, "version": info.version})
+    card = _info_to_json(info) | {"weights_sha256": hashlib.sha256(content).hexdigest()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    (folder / CARD_FILE).write_text(_compact_lists(json.dumps(card, indent=2)) + "\n", encoding="utf-8")
+    return read_info(folder)
+
+
+def _info_to_json(info: ModelInfo) -> dict[str, Any]:
+    card = asdict(info)
+    card["panel"] = [{"name": m.name, "color": m.color} for m in info.panel]
+    return card
+
+
+def _info_from_json(card: Mapping[str, Any]) -> ModelInfo:
+    unknown = set(card) - {f.name for f in fields(ModelInfo)}
+    if unknown:
+        raise BundleError(f"unknown model field(s) {', '.join(sorted(unknown))}: the bundle needs a newer mupd-wsi")
+    calibration = card["calibration"]
+    return ModelInfo(
+        **{
+            **card,
+            "panel": Panel(tuple(Marker(m["name"], (*m["color"],)) for m in card["panel"])),
+            "network": NetworkConfig.from_json(card["network"]),
+            "transform": TargetTransform(tuple(card["transform"]["mean"]), tuple(card["transform"]["std"])),
+            "calibration": Calibration(
+                tuple(calibration["low"]),
+                tuple(calibration["high"]),
+                tuple(tuple(values) for values in calibration["intensities"]),
+            ),
+            "display_max": {readout: tuple(values) for readout, values in card["display_max"].items()},
+            "limits": tuple(card["limits"]),
+        }
+    )
+
+
+def _compact_lists(text: str) -> str:
+    """Put lists of numbers on one line, so that a card can be read."""
+    return re.sub(
+        r"\[[\s\d.,eE+-]*\]", lambda m: re.sub(r"\s+", " ", m.group()).replace("[ ", "[").replace(" ]", "]"), text
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"field {error} is missing" if isinstance(error, KeyError) else str(error)

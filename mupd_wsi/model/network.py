@@ -1,0 +1,125 @@
+"""MuPD's network (arXiv 2604.03635) at the small scale: an hourglass with a transformer trunk that predicts x0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mupd_wsi.model.blocks import (
+    ConvBlock,
+    TimeEmbedding,
+    TransformerBlock,
+    depth_to_space,
+    space_to_depth,
+)
+from mupd_wsi.model.config import NetworkConfig
+
+
+class MuPDNetwork(nn.Module):
+    """Predicts the clean stain x0 from a noisy one, the flow time and the conditions.
+
+    The path is x_t = (1 - t) x0 + t eps, so the flow's velocity is v = (x_t - x0) / t. The H&E enters twice: as feature
+    maps at the finest scale, where registration matters, and as the image stream of the trunk's cross-attention.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.stage_widths
+        patch_area = config.patch**2
+        self.embed_image = nn.Linear(patch_area * config.image_channels, widths[0])
+        self.embed_noisy = nn.Linear(patch_area * config.targets, widths[0], bias=False)
+        self.embed_context = nn.Linear(config.trunk_stride**2 * config.image_channels, config.context_width)
+        self.time = TimeEmbedding(config.time_width)
+        self.trunk_modulation = nn.Linear(config.time_width, 6 * config.trunk_width)
+
+        def stage(level: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                ConvBlock(widths[level], config.time_width, config.kernel) for _ in range(config.stage_depths[level])
+            )
+
+        levels = range(len(widths))
+        coarser = (*widths[1:], config.trunk_width)
+        self.down_stages = nn.ModuleList(stage(level) for level in levels)
+        self.downs = nn.ModuleList(nn.Linear(4 * widths[i], coarser[i]) for i in levels)
+        streams = {"image": config.context_width, "text": config.text_width, "rna": config.rna_width}
+        self.trunk = nn.ModuleList(
+            TransformerBlock(
+                config.trunk_width, config.trunk_heads, config.window, {n: w for n, w in streams.items() if w}
+            )
+            for _ in range(config.trunk_depth)
+        )
+        self.ups = nn.ModuleList(nn.Linear(coarser[i], 4 * widths[i]) for i in levels)
+        self.merges = nn.ModuleList(nn.Linear(2 * widths[i], widths[i]) for i in levels)
+        self.up_stages = nn.ModuleList(stage(level) for level in levels)
+        self.head_norm = nn.LayerNorm(widths[0])
+        self.head = nn.Linear(widths[0], patch_area * config.targets)
+        nn.init.zeros_(self.trunk_modulation.bias)
+        nn.init.normal_(self.head.weight, std=0.01)
+
+    def forward(
+        self,
+        image: Tensor | None,
+        t: Tensor,
+        noisy: Tensor | None = None,
+        text: Tensor | None = None,
+        rna: Tensor | None = None,
+    ) -> Tensor:
+        """Predict x0.
+
+        Args:
+            image: H&E features (B, image_channels, H, W), H and W multiples of ``config.window_px``; None is the
+                unconditional case (then ``noisy`` gives the shape).
+            t: flow time in [0, 1], (B,).
+            noisy: x_t (B, targets, H, W); None stands for zeros, the one-pass read-out at t = 1.
+            text: text tokens (B, M, text_width), or None.
+            rna: RNA tokens (B, M, rna_width), or None.
+
+        Returns:
+            x0 (B, targets, H, W), in the standardised space of the training targets.
+        """
+        time = self.time(t).to(self.trunk_modulation.weight.dtype)
+        x, contexts = self._embed(image, noisy)
+        contexts |= {name: tokens for name, tokens in (("text", text), ("rna", rna)) if tokens is not None}
+        skips = []
+        for blocks, down in zip(self.down_stages, self.downs, strict=True):
+            for block in blocks:  # type: ignore[attr-defined]  # a ModuleList, typed as Module by torch
+                x = block(x, time)
+            skips.append(x)
+            x = down(space_to_depth(x, 2))
+        modulation = self.trunk_modulation(time).reshape(len(t), 6, -1)
+        for block in self.trunk:
+            x = block(x, modulation, contexts)
+        for level in reversed(range(len(skips))):
+            x = depth_to_space(self.ups[level](x), 2)
+            x = self.merges[level](torch.cat([x, skips[level]], dim=-1))
+            for block in self.up_stages[level]:  # type: ignore[attr-defined]  # as above
+                x = block(x, time)
+        out = self.head(self.head_norm(x.to(self.head.weight.dtype)))
+        return depth_to_space(out, self.config.patch).permute(0, 3, 1, 2)
+
+    def as_precision(self, dtype: torch.dtype) -> MuPDNetwork:
+        """Convert the weights, all but the time embedding's and the head's: those stay fp32, so that what comes out is
+        not rounded to bf16's 8 bits."""
+        for name, child in self.named_children():
+            child.to(torch.float32 if name in ("time", "head_norm", "head") else dtype)
+        return self
+
+    def _embed(self, image: Tensor | None, noisy: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (B, H/p, W/p, D) of what is there, and the image stream's tokens."""
+        contexts: dict[str, Tensor] = {}
+        parts: list[Tensor] = []
+        if image is not None:
+            pixels = image.permute(0, 2, 3, 1)
+            parts.append(self.embed_image(space_to_depth(pixels, self.config.patch)))
+            contexts["image"] = self.embed_context(space_to_depth(pixels, self.config.trunk_stride))
+        if noisy is not None:
+            parts.append(self.embed_noisy(space_to_depth(noisy.permute(0, 2, 3, 1), self.config.patch)))
+        if not parts:
+            raise ValueError("the network needs the H&E image or a noisy stain, got neither")
+        return sum(parts[1:], parts[0]), contexts
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in network.parameters())

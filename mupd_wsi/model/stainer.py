@@ -1,0 +1,221 @@
+"""The only place where the network runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mupd_wsi.errors import BundleError, UsageError
+from mupd_wsi.model.bundle import ModelInfo, Readout, find_bundle, read_info, read_weights
+from mupd_wsi.model.features import image_features
+from mupd_wsi.model.flow import euler_states, read_out
+from mupd_wsi.model.network import MuPDNetwork
+from mupd_wsi.model.noise import slide_noise
+
+MAX_CPU_THREADS: Final = 8  # each holds one tile's activations (about 120 MB at 640 px)
+CUDA_BATCH: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """How to read the model out.
+
+    Attributes:
+        readout: "mean", the expected intensity in one pass; or "sample", a seeded draw of the flow.
+        steps: network evaluations of a draw; None takes the model's default. Not used by "mean".
+        seed: of the draw, 0 to 2**64 - 1.
+    """
+
+    readout: Readout = "mean"
+    steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise UsageError(f"steps must lie between 1 and 1000, got {self.steps}")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"seed must lie between 0 and 2**64 - 1, got {self.seed}")
+
+
+class Stainer:
+    """A model on a device, ready to stain tiles.
+
+    On the CPU each tile runs on one thread of its own, several at a time: no result depends on the number of threads or
+    on which tiles share a batch. On a GPU batches have a fixed shape, the last one padded, for the same reason.
+
+    Attributes:
+        info: the model's card.
+        device: "cpu", "cuda" or "cuda:N".
+        precision: "fp32" or "bf16".
+        batch_size: tiles that :meth:`stain` works on at a time; more are split.
+    """
+
+    def __init__(
+        self, info: ModelInfo, network: MuPDNetwork, device: str, precision: str, batch_size: int | None = None
+    ) -> None:
+        self.info, self.device, self.precision = info, device, precision
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._network = network.eval().requires_grad_(False).to(device).as_precision(self._dtype)
+        self._threads: ThreadPoolExecutor | None = None
+        if device == "cpu":
+            self.batch_size = batch_size or min(MAX_CPU_THREADS, usable_cores())
+            self._threads = ThreadPoolExecutor(self.batch_size, "mupd-network", initializer=_one_torch_thread)
+        else:
+            self.batch_size = batch_size or CUDA_BATCH
+
+    def stain(
+        self,
+        rgb: NDArray[np.uint8],
+        origins: Sequence[tuple[int, int]],
+        options: SampleOptions,
+        channels: Sequence[int] | None = None,
+    ) -> NDArray[np.float32]:
+        """Stain tiles.
+
+        Args:
+            rgb: uint8 (B, H, W, 3), H and W multiples of ``info.network.window_px``; halo included.
+            origins: (x, y) of each tile's top left corner on the slide, output pixels; may be negative.
+            options: the read-out.
+            channels: markers to return, in this order; None means all.
+
+        Returns:
+            float32 (B, len(channels), H, W): intensities in the units of the training stain, 0-255. The halo is kept.
+        """
+        wanted = tuple(range(len(self.info.panel)) if channels is None else channels)
+        if self._threads is not None:
+            jobs = [
+                self._threads.submit(self._stain_batch, rgb[i : i + 1], origins[i : i + 1], options, wanted)
+                for i in range(len(rgb))
+            ]
+            return np.concatenate([job.result() for job in jobs])
+        parts = []
+        for start in range(0, len(rgb), self.batch_size):
+            batch, places = rgb[start : start + self.batch_size], list(origins[start : start + self.batch_size])
+            missing = self.batch_size - len(batch)
+            padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            places += places[-1:] * missing
+            parts.append(self._stain_batch(padded, places, options, wanted)[: len(batch)])
+        return np.concatenate(parts)
+
+    def close(self) -> None:
+        """Stop the threads. The stainer cannot be used afterwards."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    @torch.inference_mode()
+    def _stain_batch(
+        self,
+        rgb: NDArray[np.uint8],
+        origins: Sequence[tuple[int, int]],
+        options: SampleOptions,
+        wanted: tuple[int, ...],
+    ) -> NDArray[np.float32]:
+        pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
+        image = image_features(pixels).to(self._dtype)
+
+        def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
+            x0: Tensor = self._network(image, t, None if noisy is None else noisy.to(self._dtype))
+            return x0.float()
+
+        if options.readout == "mean":
+            root = self.info.transform.root(read_out(predict, len(rgb), pixels.device))
+            planes = [self.info.calibration.apply(root[:, c], c) for c in wanted]
+        else:
+            *_, x0 = euler_states(predict, self._noise(rgb.shape, origins, options.seed), self._steps(options))
+            root = self.info.transform.root(x0)
+            planes = [root[:, c].square() for c in wanted]
+        return torch.stack(planes, dim=1).clamp_(0, 255).cpu().numpy()
+
+    def _steps(self, options: SampleOptions) -> int:
+        return options.steps or self.info.steps
+
+    def _noise(self, shape: tuple[int, ...], origins: Sequence[tuple[int, int]], seed: int) -> Tensor:
+        noise = np.stack([slide_noise(seed, x, y, len(self.info.panel), shape[1], shape[2]) for x, y in origins])
+        return torch.from_numpy(noise).to(self.device)
+
+
+def load_model(
+    name_or_folder: str | Path = "mupd-mini",
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+) -> Stainer:
+    """Load a model onto a device.
+
+    Args:
+        name_or_folder: a shipped model's name, or the folder of a bundle.
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
+        precision: "fp32", "bf16", or "auto": bf16 where the device computes in it.
+        batch_size: tiles at a time; None lets the device decide.
+
+    Raises:
+        BundleError: no such model, or its bundle is damaged.
+        UsageError: no such device or precision.
+    """
+    device = resolve_device(device)
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"unknown precision {precision!r}: give auto, fp32 or bf16")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch size must be at least 1, got {batch_size}")
+    folder = find_bundle(name_or_folder)
+    info = read_info(folder)
+    with torch.device("meta"):
+        network = MuPDNetwork(info.network)
+    try:
+        network.load_state_dict({k: v.float() for k, v in read_weights(folder, info).items()}, assign=True)
+    except RuntimeError as error:
+        raise BundleError(f"the weights in {folder} do not fit its model.json: {str(error).splitlines()[0]}") from error
+    chosen = ("bf16" if computes_in_bf16(device) else "fp32") if precision == "auto" else precision
+    return Stainer(info, network, device, chosen, batch_size)
+
+
+def resolve_device(device: str) -> str:
+    """Turn "auto" into a device that is there, and check any other.
+
+    Raises:
+        UsageError: the device is unknown or not there.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return device
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdigit() or device == "cuda"):
+        raise UsageError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= count:
+        raise UsageError(f"no device {device}: this machine has {count} CUDA device(s); use --device cpu or auto")
+    return device
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Whether bf16 is computed in hardware: elsewhere it is emulated and slower than fp32."""
+    if device == "cpu":
+        return any(flag in _cpu_flags() for flag in ("avx512_bf16", "amx_bf16"))
+    return bool(torch.cuda.is_bf16_supported())
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use, which a cluster's job limits may make fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""

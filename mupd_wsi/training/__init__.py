@@ -1,0 +1,1 @@
+"""Training of stainers on paired H&E and marker images."""

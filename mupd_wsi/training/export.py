@@ -1,0 +1,160 @@
+"""Makes a bundle of a training run: fits what is not learnt by descent, measures it on the dev split, and writes it.
+
+``python -m mupd_wsi.training.export RECIPE --run FOLDER -o BUNDLE``
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mupd_wsi.errors import MupdError
+from mupd_wsi.markers import Marker, Panel
+from mupd_wsi.model.bundle import ModelInfo, write_bundle
+from mupd_wsi.model.calibration import Calibration
+from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
+from mupd_wsi.model.transform import TargetTransform
+from mupd_wsi.training.fitting import CurveCounts
+from mupd_wsi.training.measure import markdown_table, measure
+from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
+from mupd_wsi.training.recipe import Recipe, load_recipe
+from mupd_wsi.training.tiles import PairedTiles, load_tiles
+
+DISPLAY_QUANTILE = 0.998
+MIN_DISPLAY_MAX = 1.0  # grey levels; keeps noise of a blank channel from being blown up
+EXPORT_MPP_TILE, EXPORT_HALO = 640, 64
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "Hoechst": (64, 96, 255),
+    "Autofluorescence": (128, 128, 128),
+    "CD31": (255, 128, 0),
+    "CD45": (255, 255, 0),
+    "CD68": (255, 0, 128),
+    "CD4": (0, 255, 128),
+    "FOXP3": (255, 64, 255),
+    "CD8a": (0, 255, 0),
+    "CD45RO": (192, 255, 0),
+    "CD20": (255, 0, 255),
+    "PD-L1": (255, 192, 64),
+    "CD3e": (255, 255, 255),
+    "CD163": (255, 96, 96),
+    "E-cadherin": (0, 192, 255),
+    "PD-1": (160, 96, 255),
+    "Ki67": (255, 0, 0),
+    "Pan-CK": (0, 255, 255),
+    "alpha-SMA": (255, 160, 0),
+}
+
+
+def export(recipe: Recipe, run: Path, folder: Path, *, calibrate_on: int | None = None) -> ModelInfo:
+    """Write the bundle of a run's averaged weights.
+
+    Args:
+        recipe: of the run.
+        run: its folder, with a checkpoint.
+        folder: of the bundle.
+        calibrate_on: train tiles to fit the curves on, spread evenly; None takes all.
+    """
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    info = _raw_info(recipe, TargetTransform(**{k: tuple(v) for k, v in state["transform"].items()}), state["step"])
+    write_bundle(folder, info, state["average"])
+    slide = SlideOfTiles(recipe.data)
+    train = load_tiles(recipe.data, "train", recipe.markers)
+    chosen = np.linspace(0, len(train.places) - 1, calibrate_on or len(train.places)).astype(int)
+    raw = load_model(folder)
+    calibration, mean_max = _calibrate(raw, slide, train, chosen)
+    display = {"mean": mean_max, "sample": _real_display_max(train)}
+    info = replace(info, calibration=calibration, display_max=display)
+    write_bundle(folder, info, state["average"])
+    stainer = load_model(folder)
+    metrics = {
+        "dev": measure(stainer, recipe.data, SampleOptions("mean")),
+        "dev_sample": measure(stainer, recipe.data, SampleOptions("sample")),
+    }
+    return write_bundle(folder, replace(info, metrics=metrics), state["average"])
+
+
+def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelInfo:
+    """A card whose calibration returns the predicted roots themselves."""
+    channels = len(recipe.markers)
+    panel = Panel(tuple(Marker(name, COLORS[name]) for name in recipe.markers))
+    identity = Calibration((0.0,) * channels, (16.0,) * channels, ((0.0, 16.0),) * channels)
+    return ModelInfo(
+        name=recipe.name,
+        version="0.1.0",
+        license="Apache-2.0",
+        credit="Trained on ORION P37_S29-CRC01 (Lin, Chen, Campton et al., Nature Cancer 2023, "
+        "doi 10.1038/s43018-023-00576-1), images by way of labsyspharm/minerva-story (MIT, (c) 2020 Laboratory of "
+        "Systems Pharmacology, Harvard Medical School)",
+        panel=panel,
+        mpp=recipe.mpp,
+        tile=EXPORT_MPP_TILE,
+        halo=EXPORT_HALO,
+        network=recipe.network_config,
+        transform=transform,
+        calibration=identity,
+        display_max={"mean": (255.0,) * channels, "sample": (255.0,) * channels},
+        steps=recipe.sample_steps,
+        training={
+            "data": "orion-crc01, train columns",
+            "optimiser_steps": steps,
+            "batch": recipe.batch,
+            "crop": recipe.crop,
+        },
+        metrics={},
+        limits=recipe.limits,
+        weights_sha256="",
+    )
+
+
+def _calibrate(
+    raw: Stainer, slide: SlideOfTiles, train: PairedTiles, chosen: NDArray[np.int_]
+) -> tuple[Calibration, tuple[float, ...]]:
+    """Curves from predicted roots to real intensities, and the display maximum of the calibrated read-out."""
+    counts = CurveCounts.empty(len(raw.info.panel))
+    places = tuple(train.places[i] for i in chosen)
+    for i, roots in zip(chosen, stain_tiles(raw, slide, places, SampleOptions()), strict=True):
+        for channel, plane in enumerate(roots):
+            counts.add(channel, plane, train.markers[i, channel])
+    calibration = counts.fit()
+    maxima = []
+    for channel, pixels in enumerate(counts.pixels):
+        top_bin = np.searchsorted(np.cumsum(pixels), DISPLAY_QUANTILE * pixels.sum())
+        root = torch.tensor([(top_bin + 0.5) * (16 / counts.pixels.shape[1])])
+        maxima.append(max(MIN_DISPLAY_MAX, round(float(calibration.apply(root, channel)), 3)))
+    return calibration, tuple(maxima)
+
+
+def _real_display_max(train: PairedTiles) -> tuple[float, ...]:
+    quantiles = (np.quantile(train.markers[:, c], DISPLAY_QUANTILE) for c in range(train.markers.shape[1]))
+    return tuple(max(MIN_DISPLAY_MAX, float(q)) for q in quantiles)
+
+
+def main() -> int:
+    """Parse the command line and export."""
+    parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training.export", description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the training run")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the bundle")
+    parser.add_argument("--calibrate-on", type=int, help="train tiles to fit the curves on (default: all)")
+    arguments = parser.parse_args()
+    try:
+        info = export(
+            load_recipe(arguments.recipe), arguments.run, arguments.output, calibrate_on=arguments.calibrate_on
+        )
+    except MupdError as error:
+        sys.stderr.write(f"export: error: {error}\n")
+        return 3
+    for split, table in info.metrics.items():
+        sys.stdout.write(f"\n{split}\n{markdown_table(table)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Measures a model on a split of a folder of paired tiles.
+
+``python -m mupd_wsi.training.measure mupd-mini --data ../shared/data/orion-crc01`` prints the tables of the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mupd_wsi.errors import MupdError
+from mupd_wsi.evaluation.agreement import PATCHES, Agreement
+from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
+from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
+from mupd_wsi.training.tiles import load_tiles
+
+LEFT_OUT_OF_MEAN = "Autofluorescence"  # no stain: what the tissue does by itself
+MEAN_ROW = "mean"
+
+Table = dict[str, dict[str, float]]
+
+
+def measure(stainer: Stainer, data: Path, options: SampleOptions, split: str = "dev") -> Table:
+    """Agreement with the real markers over all pixels of a split, glass included.
+
+    Args:
+        stainer: the model.
+        data: folder of paired tiles.
+        options: the read-out to measure.
+        split: which tiles.
+
+    Returns:
+        A row a marker (see :meth:`Agreement.summary`), and "mean": the correlations' mean over the markers but
+        autofluorescence.
+    """
+    names = stainer.info.panel.names
+    tiles = load_tiles(data, split, names)
+    agreement = Agreement(len(names))
+    for real, virtual in zip(
+        tiles.markers, stain_tiles(stainer, SlideOfTiles(data), tiles.places, options), strict=True
+    ):
+        agreement.add(real, virtual)
+    rows: Table = dict(zip(names, agreement.summary(), strict=True))
+    kept = [row for marker, row in rows.items() if marker != LEFT_OUT_OF_MEAN]
+    keys = [f"pearson_{p}px" for p in PATCHES]
+    return rows | {MEAN_ROW: {key: round(float(np.mean([row[key] for row in kept])), 4) for key in keys}}
+
+
+def markdown_table(table: Mapping[str, Mapping[str, float]]) -> str:
+    """A table as Markdown, the best marker first and the mean last."""
+    columns = [*(f"pearson_{p}px" for p in PATCHES), "mean_ratio"]
+    head = (
+        "| marker | Pearson, pixel | Pearson, 8 px | Pearson, 64 px | mean, virtual / real |\n|---|---|---|---|---|\n"
+    )
+    by_quality = sorted((m for m in table if m != MEAN_ROW), key=lambda m: -table[m]["pearson_1px"])
+    lines = [
+        f"| {m} | " + " | ".join(f"{table[m][c]:.2f}" if c in table[m] else "" for c in columns) + " |"
+        for m in [*by_quality, MEAN_ROW]
+    ]
+    return head + "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training.measure", description=__doc__)
+    parser.add_argument("model", help="a shipped model's name, or a bundle's folder")
+    parser.add_argument("--data", type=Path, required=True, help="folder of paired tiles with tiles.csv")
+    parser.add_argument("--readout", choices=("mean", "sample"), default="mean")
+    parser.add_argument("--steps", type=int, help="network evaluations of a sample (default: the model's)")
+    parser.add_argument("--split", default="dev")
+    arguments = parser.parse_args()
+    try:
+        options = SampleOptions(arguments.readout, arguments.steps)
+        table = measure(load_model(arguments.model), arguments.data, options, arguments.split)
+    except MupdError as error:
+        sys.stderr.write(f"measure: error: {error}\n")
+        return 3
+    sys.stdout.write(markdown_table(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

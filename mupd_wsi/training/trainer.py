@@ -1,0 +1,230 @@
+"""The training loop: flow matching with x0 prediction, half of it at the read-out."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mupd_wsi.model.features import image_features
+from mupd_wsi.model.flow import interpolate
+from mupd_wsi.model.network import MuPDNetwork
+from mupd_wsi.model.transform import TargetTransform
+from mupd_wsi.training.augment import jitter_stains
+from mupd_wsi.training.fitting import fit_transform
+from mupd_wsi.training.recipe import Recipe
+from mupd_wsi.training.tiles import CropSampler, PairedTiles, load_tiles
+
+UNCONDITIONAL_SHARE = 0.1  # of the generative batches: the paper's condition dropout, so that guidance works
+CHECKPOINT_SECONDS = 300.0
+
+Crops = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingProgress:
+    """One line of the log.
+
+    Attributes:
+        step: optimiser steps done.
+        steps: optimiser steps in all.
+        loss: running mean of the training loss.
+        seconds_per_step: running mean.
+        dev_pearson: mean over markers of the pixel Pearson on dev crops, where this step looked at them.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    seconds_per_step: float
+    dev_pearson: float | None = None
+
+
+class Trainer:
+    """Trains one network by one recipe; may be stopped at any time and goes on from its last checkpoint.
+
+    Memory: the decoded tiles of both splits (1 MB a channel and 1024-px tile) and the network's activations.
+    """
+
+    def __init__(self, recipe: Recipe, run_folder: Path) -> None:
+        self.recipe, self.folder = recipe, run_folder
+        run_folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        self.train_tiles = load_tiles(recipe.data, "train", recipe.markers)
+        self.transform: TargetTransform = fit_transform(self.train_tiles.markers, self.train_tiles.patch_tissue)
+        self.network = MuPDNetwork(recipe.network_config)
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.optimiser = torch.optim.AdamW(_parameter_groups(self.network, recipe.weight_decay), betas=(0.9, 0.98))
+        self.noise = torch.Generator().manual_seed(recipe.seed + 1)
+        self.step = 0
+        self.channel_weights = self._equal_shares()
+        self._dev_crops = _fixed_dev_crops(recipe)
+
+    def run(self, report: Callable[[TrainingProgress], None]) -> None:
+        """Train to the end, reporting every ten steps and at every look at the dev split."""
+        loss_mean, pace_mean, saved = math.nan, math.nan, time.monotonic()
+        for crops in _prefetched(self._batches()):
+            started = time.monotonic()
+            loss = self._optimise(crops)
+            pace = time.monotonic() - started
+            loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
+            pace_mean = pace if math.isnan(pace_mean) else 0.95 * pace_mean + 0.05 * pace
+            looked = self.step % self.recipe.validate_every == 0 or self.step == self.recipe.steps
+            if looked or self.step % 10 == 0:
+                pearson = float(np.nanmean(self.dev_pearson())) if looked else None
+                progress = TrainingProgress(self.step, self.recipe.steps, loss_mean, pace_mean, pearson)
+                self._log(progress)
+                report(progress)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS or self.step == self.recipe.steps:
+                self.save()
+                saved = time.monotonic()
+
+    def _batches(self) -> Iterator[list[Crops]]:
+        rng = np.random.default_rng([self.recipe.seed, self.step])
+        sampler = CropSampler(self.train_tiles, self.recipe.crop, self.recipe.positive_share, rng)
+        for _ in range(self.step, self.recipe.steps):
+            yield [sampler.draw() for _ in range(self.recipe.batch)]
+
+    def _equal_shares(self, crops: int = 256) -> Tensor:
+        """Loss weights (C, 1, 1) that give every channel the same share of the loss of a blank prediction."""
+        rng = np.random.default_rng(self.recipe.seed)
+        sampler = CropSampler(self.train_tiles, self.recipe.crop, self.recipe.positive_share, rng)
+        power = sum(self._tensors([sampler.draw()])[1].square().mean(dim=(0, 2, 3)) for _ in range(crops)) / crops
+        return (1 / torch.as_tensor(power))[:, None, None]
+
+    def _optimise(self, crops: list[Crops]) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step)
+        rgb, x0 = self._tensors(crops)
+        features = image_features(jitter_stains(rgb, self.recipe.color_jitter, self.noise))
+        self.optimiser.zero_grad(set_to_none=True)
+        with sdpa_kernel(
+            SDPBackend.MATH
+        ):  # its backward pass is twice as fast as the fused one on windows of 64 tokens
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = self._loss(features, x0)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        return float(loss.detach())
+
+    def _loss(self, features: Tensor, x0: Tensor) -> Tensor:
+        """Mean squared error of x0: at the read-out, and later in training half of the batch at random flow times."""
+        generative = self.step >= self.recipe.generative_from * self.recipe.steps
+        split = len(x0) // 2 if generative else len(x0)
+        error = self._error(self.network(features[:split], torch.ones(split)), x0[:split])
+        if not generative:
+            return error
+        rest = x0[split:]
+        t = torch.rand(len(rest), generator=self.noise)
+        noisy = interpolate(rest, torch.randn(rest.shape, generator=self.noise), t)
+        conditional = float(torch.rand((), generator=self.noise)) >= UNCONDITIONAL_SHARE
+        predicted = self.network(features[split:] if conditional else None, t, noisy)
+        return (error + self._error(predicted, rest)) / 2
+
+    def _error(self, predicted: Tensor, x0: Tensor) -> Tensor:
+        return ((predicted - x0).square() * self.channel_weights).mean()
+
+    def _tensors(self, crops: list[Crops]) -> tuple[Tensor, Tensor]:
+        """Batch of crops as H&E (B, 3, H, W) in 0-255 and standardised markers (B, C, H, W)."""
+        rgb = torch.from_numpy(np.stack([he.transpose(2, 0, 1) for he, _ in crops])).float()
+        markers = torch.from_numpy(np.stack([m for _, m in crops])).float()
+        return rgb, self.transform.standardise(markers)
+
+    @torch.inference_mode()
+    def dev_pearson(self) -> NDArray[np.float64]:
+        """Pixel Pearson between real and read-out intensities on the fixed dev crops, one a marker."""
+        predicted = []
+        for crop in self._dev_crops:
+            rgb, _ = self._tensors([crop])
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x0 = self.average(image_features(rgb), torch.ones(1))
+            predicted.append(self.transform.root(x0.float()).square()[0].flatten(1).numpy())
+        real = np.concatenate([m.reshape(len(m), -1) for _, m in self._dev_crops], axis=1).astype(np.float32)
+        virtual = np.concatenate(predicted, axis=1)
+        return np.array([np.corrcoef(r, v)[0, 1] for r, v in zip(real, virtual, strict=True)])
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        state: dict[str, Any] = {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "noise": self.noise.get_state(),
+            "transform": asdict(self.transform),
+        }
+        part = self.folder / "checkpoint.pt.part"
+        torch.save(state, part)
+        part.replace(self.folder / "checkpoint.pt")
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, where there is one."""
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.noise.set_state(state["noise"])
+        self.step = state["step"]
+
+    def _log(self, progress: TrainingProgress) -> None:
+        path = self.folder / "log.csv"
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(asdict(progress)))
+            if new:
+                writer.writeheader()
+            writer.writerow(asdict(progress))
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine down to 2 % of the peak."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def _parameter_groups(network: MuPDNetwork, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in network.parameters() if p.ndim >= 2]
+    vectors = [p for p in network.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _fixed_dev_crops(recipe: Recipe, count: int = 40) -> list[Crops]:
+    tiles: PairedTiles = load_tiles(recipe.data, "dev", recipe.markers)
+    sampler = CropSampler(tiles, recipe.crop, 0.3, np.random.default_rng(0))
+    return [sampler.draw() for _ in range(count)]
+
+
+def _prefetched(batches: Iterator[list[Crops]], ahead: int = 4) -> Iterator[list[Crops]]:
+    """The same batches, drawn by another thread while the network works."""
+    waiting: queue.Queue[list[Crops] | None] = queue.Queue(maxsize=ahead)
+
+    def fill() -> None:
+        for batch in batches:
+            waiting.put(batch)
+        waiting.put(None)
+
+    threading.Thread(target=fill, daemon=True).start()
+    while (batch := waiting.get()) is not None:
+        yield batch

@@ -1,0 +1,151 @@
+"""The shipped model on real tissue: deterministic, halo wide enough, damaged bundles refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import openslide
+import pytest
+
+from mupd_wsi.errors import BundleError, UsageError
+from mupd_wsi.model import SampleOptions, find_bundle, load_model, read_info
+from mupd_wsi.model.bundle import CARD_FILE, WEIGHTS_FILE
+
+
+@pytest.fixture(scope="module")
+def tissue(cmu_slide):
+    """896 x 896 px of real H&E at about 1.25 um/px."""
+    with openslide.OpenSlide(str(cmu_slide)) as slide:
+        level0 = np.asarray(slide.read_region((0, 0), 0, (2220, 2240)).convert("RGB"))
+    small = level0[: 2240 // 5 * 5, :2220].reshape(448, 5, 444, 5, 3).mean(axis=(1, 3))
+    return np.ascontiguousarray(np.pad(small, ((0, 448), (0, 452), (0, 0)), mode="reflect").round().astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def stainer():
+    loaded = load_model("mupd-mini", device="cpu", precision="fp32", batch_size=2)
+    yield loaded
+    loaded.close()
+
+
+def _tiles(tissue, side, corners):
+    return np.stack([tissue[y : y + side, x : x + side] for x, y in corners])
+
+
+@pytest.mark.parametrize("readout", ["mean", "sample"])
+def test_result_does_not_depend_on_threads_or_batch(tissue, stainer, readout):
+    options = SampleOptions(readout=readout, steps=2, seed=5)
+    corners = [(0, 0), (128, 0), (0, 128)]
+    together = stainer.stain(_tiles(tissue, 256, corners), corners, options)
+    single = load_model("mupd-mini", device="cpu", precision="fp32", batch_size=1)
+    alone = [single.stain(_tiles(tissue, 256, [c]), [c], options) for c in corners]
+    single.close()
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    assert together.shape == (3, 18, 256, 256)
+    assert together.min() >= 0
+    assert together.max() <= 255
+
+
+def test_halo_hides_what_lies_beyond_the_tile(tissue, stainer):
+    """A tile with its halo agrees with the same place in one larger run, in grey levels of the output."""
+    whole = stainer.stain(tissue[None], [(-64, -64)], SampleOptions())[0]
+    part = stainer.stain(tissue[None, 128:768, 128:768], [(64, 64)], SampleOptions())[0]
+    halo = stainer.info.halo
+    grey = 255 / np.array(stainer.info.display_max["mean"])[:, None, None]
+    inner = np.s_[:, halo : 640 - halo, halo : 640 - halo]
+    difference = np.abs((part - whole[:, 128:768, 128:768]) * grey)[inner]
+    assert difference.mean() < 0.05
+
+
+def test_channels_can_be_chosen_and_keep_their_order(tissue, stainer):
+    tile, origin = tissue[None, :256, :256], [(0, 0)]
+    everything = stainer.stain(tile, origin, SampleOptions())
+    chosen = stainer.stain(tile, origin, SampleOptions(), channels=(7, 0))
+    np.testing.assert_array_equal(chosen, everything[:, [7, 0]])
+
+
+def test_seed_changes_the_sample_and_not_the_mean(tissue, stainer):
+    tile, origin = tissue[None, :256, :256], [(0, 0)]
+
+    def draw(readout, seed):
+        return stainer.stain(tile, origin, SampleOptions(readout=readout, steps=2, seed=seed))
+
+    np.testing.assert_array_equal(draw("mean", 1), draw("mean", 2))
+    np.testing.assert_array_equal(draw("sample", 1), draw("sample", 1))
+    assert np.abs(draw("sample", 1) - draw("sample", 2)).mean() > 1e-3
+
+
+def test_haematoxylin_drives_the_nuclear_channel(tissue, stainer):
+    """Dark blue nuclei are where Hoechst is bright: on CMU-1, a slide from another scanner than the training's."""
+    tile = tissue[:384, :384]
+    hoechst = stainer.stain(tile[None], [(0, 0)], SampleOptions(), channels=(0,))[0, 0]
+    red = tile[..., 0].astype(float)
+    assert np.corrcoef(255 - red.ravel(), hoechst.ravel())[0, 1] > 0.4
+
+
+@pytest.fixture
+def copied_bundle(tmp_path):
+    return shutil.copytree(find_bundle("mupd-mini"), tmp_path / "bundle")
+
+
+def test_bundle_folder_loads_like_the_name(copied_bundle):
+    assert read_info(copied_bundle) == read_info(find_bundle("mupd-mini"))
+
+
+def test_tampered_weights_are_refused(copied_bundle):
+    weights = copied_bundle / WEIGHTS_FILE
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match="damaged or was changed"):
+        load_model(copied_bundle, device="cpu")
+
+
+def _rewrite_card(bundle, **changes):
+    card = json.loads((bundle / CARD_FILE).read_text()) | changes
+    (bundle / CARD_FILE).write_text(json.dumps({k: v for k, v in card.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extra": 1}, "unknown model field"),
+        ({"mpp": None}, "not a model card"),
+        ({"panel": [{"name": "CD8a", "color": [0, 255, 0]}]}, "1 markers, but"),
+        ({"tile": 600}, "multiples of"),
+        ({"calibration": {"low": [0], "high": [0], "intensities": [[0, 1]]}}, "must end above"),
+    ],
+)
+def test_damaged_cards_are_refused(copied_bundle, changes, message):
+    _rewrite_card(copied_bundle, **changes)
+    with pytest.raises(BundleError, match=message):
+        read_info(copied_bundle)
+
+
+def test_card_that_is_no_json_and_missing_bundles_are_refused(copied_bundle, tmp_path):
+    (copied_bundle / CARD_FILE).write_bytes(b"\xff\x00")
+    with pytest.raises(BundleError, match="not a model card"):
+        read_info(copied_bundle)
+    with pytest.raises(BundleError, match="or name: mupd-mini"):
+        find_bundle(tmp_path / "nowhere")
+    (copied_bundle / WEIGHTS_FILE).unlink()
+
+
+def test_missing_weights_are_refused(copied_bundle):
+    (copied_bundle / WEIGHTS_FILE).unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_model(copied_bundle, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "cuda:x"])
+def test_devices_that_are_not_there_are_refused(device):
+    with pytest.raises(UsageError, match="device"):
+        load_model("mupd-mini", device=device)
+
+
+@pytest.mark.parametrize(("steps", "seed"), [(0, 0), (4, -1), (4, 2**64)])
+def test_options_check_themselves(steps, seed):
+    with pytest.raises(UsageError):
+        SampleOptions(steps=steps, seed=seed)
