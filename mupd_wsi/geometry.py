@@ -33,6 +33,7 @@ class Size:
 
     @property
     def area(self) -> int:
+        """Number of pixels."""
         return self.width * self.height
 
     def __str__(self) -> str:
@@ -64,6 +65,7 @@ class Region:
 
     @property
     def size(self) -> Size:
+        """Width and height."""
         return Size(self.width, self.height)
 
     def intersection(self, other: Region) -> Region | None:
@@ -73,6 +75,7 @@ class Region:
         return Region(x, y, right - x, bottom - y) if right > x and bottom > y else None
 
     def contains(self, other: Region) -> bool:
+        """Whether all pixels of the other lie in this one."""
         return self.intersection(other) == other
 
     def grown(self, margin: int) -> Region:

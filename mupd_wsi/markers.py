@@ -11,6 +11,9 @@ from mupd_wsi.errors import UnknownTargetError
 
 ALL_TARGETS: Final = "all"
 
+#: Greek letters of marker names, by their lower case: alpha, beta, gamma, epsilon.
+GREEK: Final = {0x3B1: "alpha", 0x3B2: "beta", 0x3B3: "gamma", 0x3B5: "epsilon"}
+
 #: Spellings that folding alone (case, hyphens, blanks, Greek letters) does not bring together.
 #: Folded alias -> folded canonical name.
 ALIASES: Final[dict[str, str]] = {
@@ -49,9 +52,8 @@ ALIASES: Final[dict[str, str]] = {
 
 
 def fold(name: str) -> str:
-    """A name without case, blanks, hyphens and Greek letters: ``"α-SMA"`` and ``"alpha SMA"`` both give ``"alphasma"``."""
-    spelled = name.casefold().replace("α", "alpha").replace("β", "beta").replace("ε", "epsilon")
-    return re.sub(r"[^a-z0-9]", "", spelled)
+    """A name without case, blanks and hyphens, Greek letters spelled out: "alpha SMA", "Alpha-SMA": "alphasma"."""
+    return re.sub(r"[^a-z0-9]", "", name.casefold().translate(GREEK))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Panel:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Canonical names, in channel order."""
         return tuple(m.name for m in self.markers)
 
     def index(self, name: str) -> int:

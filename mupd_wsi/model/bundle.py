@@ -46,7 +46,8 @@ class ModelInfo:
         network: shape of the network.
         transform: between intensities and what the network predicts.
         calibration: from the read-out to expected intensities.
-        display_max: by read-out, the intensity that maps to grey 255, one a channel; chosen on the training columns.
+        display_window: by read-out, the intensities (low, high) between which a viewer should show each channel, chosen
+            on the training columns; high maps to grey 255, what lies below low is no more than unspecific signal.
         steps: default number of steps of ``sample``.
         training: how it was trained (data, splits, steps), for people.
         metrics: measured quality: ``{"dev": {marker: {"pearson_1px": ..., ...}}}``.
@@ -65,7 +66,7 @@ class ModelInfo:
     network: NetworkConfig
     transform: TargetTransform
     calibration: Calibration
-    display_max: Mapping[str, tuple[float, ...]]
+    display_window: Mapping[str, tuple[tuple[float, float], ...]]
     steps: int
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -75,11 +76,13 @@ class ModelInfo:
     def __post_init__(self) -> None:
         channels = len(self.panel)
         lengths = [len(self.transform.mean), len(self.calibration.low), self.network.targets]
-        lengths += [len(values) for values in self.display_max.values()]
+        lengths += [len(windows) for windows in self.display_window.values()]
         if set(lengths) != {channels}:
             raise BundleError(f"model {self.name}: {channels} markers, but per-marker values of lengths {lengths}")
-        if set(self.display_max) != {"mean", "sample"}:
-            raise BundleError(f"model {self.name}: display_max needs 'mean' and 'sample'")
+        if set(self.display_window) != {"mean", "sample"}:
+            raise BundleError(f"model {self.name}: display_window needs 'mean' and 'sample'")
+        if any(not 0 <= low < high for windows in self.display_window.values() for low, high in windows):
+            raise BundleError(f"model {self.name}: every display window must lie above 0 and rise")
         window = self.network.window_px
         if self.tile % window or (self.tile - 2 * self.halo) % window or not 0 <= self.halo < self.tile // 2:
             raise BundleError(f"model {self.name}: tile {self.tile} and core must be multiples of {window} px")
@@ -193,7 +196,10 @@ def _info_from_json(card: Mapping[str, Any]) -> ModelInfo:
                 tuple(calibration["high"]),
                 tuple(tuple(values) for values in calibration["intensities"]),
             ),
-            "display_max": {readout: tuple(values) for readout, values in card["display_max"].items()},
+            "display_window": {
+                readout: tuple((float(low), float(high)) for low, high in windows)
+                for readout, windows in card["display_window"].items()
+            },
             "limits": tuple(card["limits"]),
         }
     )

@@ -20,14 +20,12 @@ from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration
 from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
 from mupd_wsi.model.transform import TargetTransform
-from mupd_wsi.training.fitting import CurveCounts
+from mupd_wsi.training.fitting import CurveCounts, display_windows
 from mupd_wsi.training.measure import markdown_table, measure
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
 from mupd_wsi.training.recipe import Recipe, load_recipe
 from mupd_wsi.training.tiles import PairedTiles, load_tiles
 
-DISPLAY_QUANTILE = 0.998
-MIN_DISPLAY_MAX = 1.0  # grey levels; keeps noise of a blank channel from being blown up
 EXPORT_MPP_TILE, EXPORT_HALO = 640, 64
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -68,9 +66,10 @@ def export(recipe: Recipe, run: Path, folder: Path, *, calibrate_on: int | None 
     train = load_tiles(recipe.data, "train", recipe.markers)
     chosen = np.linspace(0, len(train.places) - 1, calibrate_on or len(train.places)).astype(int)
     raw = load_model(folder)
-    calibration, mean_max = _calibrate(raw, slide, train, chosen)
-    display = {"mean": mean_max, "sample": _real_display_max(train)}
-    info = replace(info, calibration=calibration, display_max=display)
+    counts = _count(raw, slide, train, chosen)
+    calibration = counts.fit()
+    display = display_windows(counts, calibration, train.markers)
+    info = replace(info, calibration=calibration, display_window=display)
     write_bundle(folder, info, state["average"])
     stainer = load_model(folder)
     metrics = {
@@ -99,7 +98,7 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
         network=recipe.network_config,
         transform=transform,
         calibration=identity,
-        display_max={"mean": (255.0,) * channels, "sample": (255.0,) * channels},
+        display_window={"mean": ((0.0, 255.0),) * channels, "sample": ((0.0, 255.0),) * channels},
         steps=recipe.sample_steps,
         training={
             "data": "orion-crc01, train columns",
@@ -113,27 +112,14 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
     )
 
 
-def _calibrate(
-    raw: Stainer, slide: SlideOfTiles, train: PairedTiles, chosen: NDArray[np.int_]
-) -> tuple[Calibration, tuple[float, ...]]:
-    """Curves from predicted roots to real intensities, and the display maximum of the calibrated read-out."""
+def _count(raw: Stainer, slide: SlideOfTiles, train: PairedTiles, chosen: NDArray[np.int_]) -> CurveCounts:
+    """Predicted roots and real intensities of the chosen train tiles."""
     counts = CurveCounts.empty(len(raw.info.panel))
     places = tuple(train.places[i] for i in chosen)
     for i, roots in zip(chosen, stain_tiles(raw, slide, places, SampleOptions()), strict=True):
         for channel, plane in enumerate(roots):
             counts.add(channel, plane, train.markers[i, channel])
-    calibration = counts.fit()
-    maxima = []
-    for channel, pixels in enumerate(counts.pixels):
-        top_bin = np.searchsorted(np.cumsum(pixels), DISPLAY_QUANTILE * pixels.sum())
-        root = torch.tensor([(top_bin + 0.5) * (16 / counts.pixels.shape[1])])
-        maxima.append(max(MIN_DISPLAY_MAX, round(float(calibration.apply(root, channel)), 3)))
-    return calibration, tuple(maxima)
-
-
-def _real_display_max(train: PairedTiles) -> tuple[float, ...]:
-    quantiles = (np.quantile(train.markers[:, c], DISPLAY_QUANTILE) for c in range(train.markers.shape[1]))
-    return tuple(max(MIN_DISPLAY_MAX, float(q)) for q in quantiles)
+    return counts
 
 
 def main() -> int:

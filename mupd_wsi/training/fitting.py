@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
@@ -13,6 +14,11 @@ from mupd_wsi.model.transform import TargetTransform
 
 KNOTS = 64
 BINS = 1024
+
+HIGH_QUANTILE = 0.998  # of all pixels, that is shown at full strength
+MIN_HIGH = 1.0  # grey levels; keeps the noise of a blank channel from being blown up
+POSITIVE_SHARE = 0.25  # of the real stain's high end: from there on a real pixel counts as positive
+SHOWN_AREA = 2.5  # the read-out shows this many times the real positive area, for its edges are soft
 
 
 def fit_transform(planes: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> TargetTransform:
@@ -74,3 +80,32 @@ class CurveCounts:
                 tuple(np.round(np.interp(np.linspace(low[-1], high[-1], KNOTS), centres, values), 4).tolist())
             )
         return Calibration(tuple(low), tuple(high), tuple(curves))
+
+
+def display_windows(
+    counts: CurveCounts, calibration: Calibration, real: NDArray[np.uint8]
+) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Display windows by read-out, as :class:`mupd_wsi.model.bundle.ModelInfo` has them.
+
+    A draw looks like the real stain and is shown from 0 to the real stain's upper quantile. The conditional mean of a
+    sparse marker is a haze with crests where the cells are: it is shown from the level that as much area exceeds as
+    is really positive (times SHOWN_AREA) up to its own upper quantile.
+
+    Args:
+        counts: predicted roots on training tiles.
+        calibration: the curves fitted to them.
+        real: uint8 (N, C, H, W), all training tiles.
+    """
+    mean, sample = [], []
+    for channel, pixels in enumerate(counts.pixels):
+        levels = np.cumsum(np.bincount(real[:, channel].ravel(), minlength=256)) / real[:, channel].size
+        high = max(MIN_HIGH, float(np.searchsorted(levels, HIGH_QUANTILE)))
+        sample.append((0.0, high))
+        positive = 1 - levels[int(POSITIVE_SHARE * high)]
+        shares = (1 - min(0.9, SHOWN_AREA * float(positive)), HIGH_QUANTILE)
+        bins = np.searchsorted(np.cumsum(pixels), np.multiply(shares, pixels.sum()))
+        roots = torch.as_tensor((bins + 0.5) * (16 / BINS), dtype=torch.float32)
+        low, top = calibration.apply(roots, channel).tolist()
+        top = max(MIN_HIGH, round(top, 3))
+        mean.append((round(min(low, top / 2), 3), top))
+    return {"mean": tuple(mean), "sample": tuple(sample)}

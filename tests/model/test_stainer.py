@@ -53,7 +53,7 @@ def test_halo_hides_what_lies_beyond_the_tile(tissue, stainer):
     whole = stainer.stain(tissue[None], [(-64, -64)], SampleOptions())[0]
     part = stainer.stain(tissue[None, 128:768, 128:768], [(64, 64)], SampleOptions())[0]
     halo = stainer.info.halo
-    grey = 255 / np.array(stainer.info.display_max["mean"])[:, None, None]
+    grey = 255 / np.array(stainer.info.display_window["mean"])[:, 1, None, None]
     inner = np.s_[:, halo : 640 - halo, halo : 640 - halo]
     difference = np.abs((part - whole[:, 128:768, 128:768]) * grey)[inner]
     assert difference.mean() < 0.05

@@ -1,0 +1,125 @@
+"""``python -m benchmarks``: measures the figures that mupd-wsi promises; exits 1 where one is missed.
+
+Writes results.json. Needs ../shared/data (see README.md). A command is always compared with what it is compared to in
+the same run, turn by turn; medians are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.measured_run import MeasuredRun, measured_run
+from benchmarks.orion_slide import write_slide
+
+HERE = Path(__file__).parent
+DATA = HERE.parent.parent / "shared" / "data"
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured figure and what it has to reach.
+
+    Attributes:
+        name: what was measured.
+        value: median over the runs.
+        unit: of the value.
+        at_most: the promise.
+    """
+
+    name: str
+    value: float
+    unit: str
+    at_most: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise holds."""
+        return self.value <= self.at_most
+
+
+def stain(slide: Path, targets: str, folder: Path, *more: str) -> MeasuredRun:
+    """The whole command, as a user runs it."""
+    output = folder / "stained.ome.tiff"
+    command = [sys.executable, "-m", "mupd_wsi", "stain", str(slide), "--target", targets, "-o", str(output)]
+    return measured_run([*command, "--overwrite", "-q", *more])
+
+
+def orion(folder: Path, runs: int) -> list[Figure]:
+    """The ORION slide, all markers: whole command over network, wall time, memory."""
+    slide = folder / "orion-he.tif"
+    write_slide(DATA / "orion-crc01", slide)
+    network, whole = [], []
+    for _ in range(runs):
+        command = [sys.executable, "-m", "benchmarks.network_time", str(slide), "all"]
+        network.append(float(measured_run(command).output))
+        whole.append(stain(slide, "all", folder))
+    ratios = [run.wall_s / seconds for run, seconds in zip(whole, network, strict=True)]
+    return [
+        Figure("ORION, all markers: whole command / network alone", statistics.median(ratios), "x", 1.15),
+        Figure("ORION, all markers: start to finish", statistics.median(r.wall_s for r in whole), "s", 360),
+        Figure("ORION, all markers: peak memory", max(r.peak_bytes for r in whole) / GIB, "GiB", 2),
+    ]
+
+
+def biopsy(folder: Path, runs: int) -> list[Figure]:
+    """EAS2-HE1 (1.26 gigapixels), CD8."""
+    taken = [stain(DATA / "slides" / "EAS2-HE1.svs", "CD8", folder) for _ in range(runs)]
+    return [
+        Figure("EAS2-HE1, CD8: start to finish", statistics.median(r.wall_s for r in taken), "s", 30),
+        Figure("EAS2-HE1, CD8: peak memory", max(r.peak_bytes for r in taken) / GIB, "GiB", 2),
+    ]
+
+
+def height(folder: Path, _runs: int) -> list[Figure]:
+    """Peak memory of a slide twice and four times as high, over that of the slide itself (all markers)."""
+    peaks = []
+    for repeat in (1, 2, 4):
+        slide = folder / f"height-{repeat}.tif"
+        command = [sys.executable, str(HERE.parent / "sample_data" / "make_synthetic_slide.py"), str(slide)]
+        measured_run([*command, "--width", "3072", "--height", str(3072 * repeat), "--mpp", "1.3"])
+        peaks.append(stain(slide, "all", folder).peak_bytes)
+    return [
+        Figure("peak memory at 2 x the height", peaks[1] / peaks[0], "x", 1.10),
+        Figure("peak memory at 4 x the height", peaks[2] / peaks[0], "x", 1.10),
+    ]
+
+
+PARTS: dict[str, Callable[[Path, int], list[Figure]]] = {"orion": orion, "biopsy": biopsy, "height": height}
+
+
+def main() -> int:
+    """Measure what was asked for, show it, keep it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--runs", type=int, default=3, help="counted runs of each command")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
+    if not DATA.is_dir():
+        sys.exit(f"benchmark: {DATA} is missing; see benchmarks/README.md")
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in arguments.parts or PARTS:
+            for figure in PARTS[part](Path(folder), arguments.runs):
+                figures.append(figure)
+                verdict = "kept" if figure.kept else "MISSED"
+                line = f"{figure.name:<52} {figure.value:8.2f} {figure.unit:<4} at most {figure.at_most:g}: {verdict}"
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+    results = {"machine": platform.processor() or platform.machine(), "runs": arguments.runs}
+    kept = [asdict(figure) | {"kept": figure.kept} for figure in figures]
+    (HERE / "results.json").write_text(json.dumps(results | {"figures": kept}, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(figure.kept for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""``mupd-wsi models``: the models there are, and what is known about them."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from mupd_wsi.cli.console import Console, json_option, verbose_option
+
+if TYPE_CHECKING:
+    from mupd_wsi.model import ModelInfo
+
+#: Width of a card, characters.
+CARD_WIDTH: Final = 110
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+@verbose_option
+@click.pass_obj
+def models(console: Console, name: str | None) -> None:
+    """List the models, or show one (a name, or a bundle's folder): targets, um/px, licence, measured quality.
+
+    \b
+    Examples:
+      mupd-wsi models
+      mupd-wsi models mupd-mini
+    """
+    from mupd_wsi.model import bundled_models, find_bundle, read_info
+
+    shown = [as_json(read_info(find_bundle(wanted))) for wanted in ([name] if name else bundled_models())]
+    if name:
+        console.result(card(shown[0]), shown[0])
+    else:
+        console.result("\n".join(map(summary, shown)), {"models": shown})
+
+
+def as_json(info: ModelInfo) -> dict[str, Any]:
+    """What a bundle says of its model, less the network's inner shape."""
+    return {
+        "name": info.name,
+        "version": info.version,
+        "license": info.license,
+        "credit": info.credit,
+        "targets": list(info.panel.names),
+        "mpp": info.mpp,
+        "tile": info.tile,
+        "halo": info.halo,
+        "sample_steps": info.steps,
+        "weights_sha256": info.weights_sha256,
+        "training": dict(info.training),
+        "metrics": dict(info.metrics),
+        "limits": list(info.limits),
+    }
+
+
+def summary(model: dict[str, Any]) -> str:
+    """One line for the list."""
+    count = len(model["targets"])
+    return f"{model['name']} {model['version']}  {count} targets at {model['mpp']:g} um/px, {model['license']}"
+
+
+def card(model: dict[str, Any]) -> str:
+    """All that a user would ask of one model."""
+    rows = [
+        ("targets", ", ".join(model["targets"])),
+        ("um/px", f"{model['mpp']:g}"),
+        ("tile", f"{model['tile']} px, {model['halo']} px of which are halo on each side"),
+        ("licence", model["license"]),
+        ("credit", model["credit"]),
+        ("weights", f"SHA-256 {model['weights_sha256']}"),
+        ("training", "; ".join(f"{name} {value}" for name, value in model["training"].items())),
+        *(("limit", text) for text in model["limits"]),
+    ]
+    lines = [f"{model['name']} {model['version']}"]
+    lines += [
+        textwrap.fill(text, CARD_WIDTH, initial_indent=f"{name:<10}", subsequent_indent=" " * 10) for name, text in rows
+    ]
+    for split, by_marker in model["metrics"].items():
+        lines += ["", *quality_table(split, by_marker)]
+    return "\n".join(lines)
+
+
+def quality_table(split: str, by_marker: dict[str, dict[str, float]]) -> list[str]:
+    """Measured quality as a table: a line a marker, a column a metric."""
+    metrics = list(dict.fromkeys(metric for values in by_marker.values() for metric in values))
+    width = max(map(len, (*by_marker, split)))
+    lines = [f"{split:<{width}}" + "".join(f"  {metric:>12}" for metric in metrics)]
+    for marker, values in by_marker.items():
+        cells = (f"{values[m]:>12.3f}" if m in values else f"{'-':>12}" for m in metrics)
+        lines.append(f"{marker:<{width}}  " + "  ".join(cells))
+    return lines

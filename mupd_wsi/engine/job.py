@@ -1,0 +1,132 @@
+"""A checked request: what a run reads, asks of the network, and writes, tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mupd_wsi.engine.destination import Destination
+from mupd_wsi.geometry import Region, output_size
+from mupd_wsi.markers import Marker
+from mupd_wsi.rendering import to_brightfield, to_planes
+from mupd_wsi.request import Style
+from mupd_wsi.slides import Slide
+from mupd_wsi.tiling import Tile, TileGrid, reflected
+from mupd_wsi.tissue import TissueMask
+from mupd_wsi.writers.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from mupd_wsi.model import SampleOptions, Stainer
+
+#: The network's answers are taken in groups of at most this size, so that few wait for a group's slowest tile.
+GROUP_BYTES: Final = 64 * 2**20
+MAX_GROUP_BATCHES: Final = 4
+#: How strongly a tile is stained is judged from every n-th pixel of every n-th row.
+SCORE_STEP: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StainJob:
+    """All that a run needs to know, checked.
+
+    Attributes:
+        slide: the open slide.
+        stainer: the model on its device.
+        sampling: how to read the model out.
+        style: brightfield or fluorescence.
+        markers: what is stained for, in the output's order.
+        channels: of the model's panel, that the network is asked for; brightfield takes the nuclei first.
+        scored: places in ``channels`` of what is stained for; the preview's detail is chosen by them.
+        windows: (len(channels), 2), the intensities of each that become grey levels 0 and 255.
+        grid: the tiles, output pixels.
+        tissue: where the slide holds tissue.
+        tissue_fraction: of the stained region's area, 0-1.
+        looks_like_he: whether the slide's colours are those of H&E.
+        masked: whether glass is left as background.
+        place: where the output goes.
+        spec: the output image's facts.
+        workers: threads that read.
+        warnings: one sentence each.
+        facts: of the request, for the record.
+    """
+
+    slide: Slide
+    stainer: Stainer
+    sampling: SampleOptions
+    style: Style
+    markers: tuple[Marker, ...]
+    channels: tuple[int, ...]
+    scored: tuple[int, ...]
+    windows: NDArray[np.float32]
+    grid: TileGrid
+    tissue: TissueMask
+    tissue_fraction: float
+    looks_like_he: bool
+    masked: bool
+    place: Destination
+    spec: ImageSpec
+    workers: int
+    warnings: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+    @property
+    def mpp(self) -> float:
+        """um per output pixel."""
+        return self.spec.mpp
+
+    @property
+    def tiles_at_once(self) -> int:
+        """Tiles handed to the network in one call: a few batches, so that its threads seldom wait for each other."""
+        batch = self.stainer.batch_size
+        answer = batch * len(self.channels) * self.grid.side**2 * 4
+        return batch * max(1, min(MAX_GROUP_BATCHES, GROUP_BYTES // answer))
+
+    def tiles(self) -> Iterator[Tile]:
+        """The tiles that the network has to see, in raster order."""
+        return self.grid.tiles((lambda core: self.tissue.covers(core, self.mpp)) if self.masked else None)
+
+    def read(self, tile: Tile) -> NDArray[np.uint8]:
+        """A tile's H&E, halo included: uint8 (side, side, 3); mirrored beyond the slide's true edges alone."""
+        columns = reflected(tile.origin[0], tile.side, self.grid.image.width)
+        rows = reflected(tile.origin[1], tile.side, self.grid.image.height)
+        x, y = int(columns.min()), int(rows.min())
+        rgb = self.slide.read(Region(x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y), self.mpp)
+        if rgb.shape[:2] == (tile.side, tile.side):
+            return rgb
+        return rgb[(rows - y)[:, None], columns - x]
+
+    def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Run the network: float32 (tiles, channels, side, side), intensities."""
+        return self.stainer.stain(np.stack(rgb), [tile.origin for tile in tiles], self.sampling, self.channels)
+
+    def render(self, core: Region, intensities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
+        """What is written of a core, and how strongly it is stained.
+
+        Args:
+            core: output pixels.
+            intensities: (len(channels), h, w).
+
+        Returns:
+            uint8 (samples, h, w) with glass set to background, and the mean brightness (0-255) of what was stained for.
+        """
+        planes = to_planes(intensities, self.windows)
+        positivity = float(planes[list(self.scored), ::SCORE_STEP, ::SCORE_STEP].mean())
+        if self.style == "ihc":
+            planes = to_brightfield(planes[0], planes[1] if len(planes) > 1 else None)
+        if self.masked:
+            tissue = self.tissue.pixels(core, self.mpp)
+            if not tissue.all():
+                planes[:, ~tissue] = self.spec.background
+        return planes, positivity
+
+    def read_he(self, region: Region, mpp: float) -> NDArray[np.uint8]:
+        """The slide's H&E at any pitch, for pictures: uint8 (height, width, 3)."""
+        size = output_size(self.slide.size, self.slide.mpp, mpp)
+        inside = region.intersection(Region(0, 0, size.width, size.height)) or Region(0, 0, 1, 1)
+        rgb = self.slide.read(inside, mpp)
+        missing = ((0, region.height - inside.height), (0, region.width - inside.width), (0, 0))
+        return np.pad(rgb, missing, mode="edge")

@@ -1,0 +1,164 @@
+"""Threads around the network: read ahead, write behind, and time each stage. Knows nothing of slides."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Generic, Self, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Seconds between two looks at whether the other side has failed or stopped.
+POLL_S: Final = 0.05
+#: Seconds that an aborted run waits for its background thread: Ctrl-C has to be over within two.
+STOP_GRACE_S: Final = 1.0
+
+
+def prefetch(
+    read: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+) -> Generator[tuple[Item, Result]]:
+    """Read items in threads, ahead of the taker, and give them in their own order.
+
+    Memory bound: ``ahead + 1`` results. Close the generator to stop early (``contextlib.closing``).
+
+    Args:
+        read: called in a worker thread; what it raises is raised here when its item's turn comes.
+        items: taken lazily, in the caller's thread.
+        workers: number of threads, at least 1.
+        ahead: how many items may be read or being read before the taker asks for them.
+    """
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    with ThreadPoolExecutor(workers, "mupd-read") as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
+                if len(waiting) > ahead:
+                    first, result = waiting.popleft()
+                    yield first, result.result()
+            while waiting:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _StoppedError(Exception):
+    """Raised inside the background thread to unwind it."""
+
+
+class Background(Generic[Item]):
+    """One thread that works through items in order, while the caller makes the next ones.
+
+    As a context manager it finishes all items on a normal exit, and drops what is left when an exception passes.
+    Memory bound: ``depth`` items waiting and one at work.
+
+    Args:
+        work: runs in the thread with an iterator over the items; must take them all.
+        depth: items that may wait before :meth:`put` blocks.
+    """
+
+    def __init__(self, work: Callable[[Iterator[Item]], None], depth: int) -> None:
+        self._queue: queue.Queue[Item | None] = queue.Queue(depth)
+        self._stopping = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), name="mupd-write", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Hand over an item; raises what the thread has raised, as soon as it has."""
+        self._offer(item)
+
+    def finish(self) -> None:
+        """Wait until all items are worked through; raises what the thread has raised."""
+        try:
+            self._offer(None)
+            while self._thread.is_alive():
+                self._thread.join(POLL_S)
+            self._check()
+        except BaseException:  # Ctrl-C while waiting, too
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Drop what is waiting and wait a moment for the item at work."""
+        self._stopping.set()
+        self._thread.join(STOP_GRACE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.stop()
+
+    def _offer(self, item: Item | None) -> None:
+        while True:
+            self._check()
+            try:
+                self._queue.put(item, timeout=POLL_S)
+            except queue.Full:
+                continue
+            return
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, work: Callable[[Iterator[Item]], None]) -> None:
+        try:
+            work(self._items())
+        except _StoppedError:
+            return
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            self._error = error
+
+    def _items(self) -> Iterator[Item]:
+        while not self._stopping.is_set():
+            try:
+                item = self._queue.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            yield item
+        raise _StoppedError
+
+
+class Stopwatch:
+    """Adds up the seconds that each stage took, over all threads: stages that overlap add up to more than the total."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._lock = threading.Lock()
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time inside towards a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def total(self) -> float:
+        """Seconds since this was made."""
+        return time.perf_counter() - self._start
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, rounded to milliseconds, and the total of wall time so far."""
+        with self._lock:
+            stages = {name: round(value, 3) for name, value in self._seconds.items()}
+        return stages | {"total": round(self.total(), 3)}

@@ -1,0 +1,85 @@
+"""What a run would take, told without writing anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.overlap import Stopwatch
+from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
+from mupd_wsi.request import StainOptions, StainPlan
+from mupd_wsi.slides import Slide
+from mupd_wsi.tiling import Tile
+from mupd_wsi.writers import estimated_bytes
+
+if TYPE_CHECKING:
+    from mupd_wsi.model import Stainer
+
+#: Measured: what the libraries, the model and the slide's cache hold before the first tile, bytes.
+BASE_MEMORY: Final = 800 * 2**20
+#: Measured: activations of the network for one tile pixel, bytes.
+ACTIVATION_BYTES_PER_PIXEL: Final = 320
+#: What reading, rendering, writing and waiting make of the network's time.
+OVERHEAD: Final = 1.1
+
+
+def plan_stain(
+    slide: Slide | str | Path,
+    targets: str | Sequence[str],
+    *,
+    model: Stainer | str | Path = DEFAULT_MODEL,
+    output: str | Path | None = None,
+    options: StainOptions = DEFAULT_OPTIONS,
+) -> StainPlan:
+    """What :func:`stain_slide` would do and need, with all of its checks; writes nothing.
+
+    The network is run on a few of the slide's own tiles, to tell how long it takes here.
+    """
+    watch = Stopwatch()
+    with opened_job(slide, targets, model, output, options, watch) as job:
+        tiles = tuple(job.tiles())
+        return StainPlan(
+            output=job.place.output,
+            style=job.style,
+            file_format=job.place.file_format,
+            targets=tuple(marker.name for marker in job.markers),
+            size=job.spec.size,
+            mpp=job.mpp,
+            tiles=len(job.grid),
+            tiles_to_run=len(tiles),
+            tissue_fraction=job.tissue_fraction,
+            peak_memory_bytes=peak_memory(job),
+            disk_bytes=estimated_bytes(job.spec, job.tissue_fraction, job.place.file_format),
+            seconds=watch.total() + _seconds_per_tile(job, tiles) * len(tiles) * OVERHEAD,
+            warnings=job.warnings,
+        )
+
+
+def peak_memory(job: StainJob) -> int:
+    """Bytes that a run needs at most, about.
+
+    ``base + activations of one batch + 3 groups of answers (one made, one waiting, one written) + tiles read ahead
+    + 3 bands of rows (stitched, written, and the coarser levels)``. It grows with the slide's width, not its height.
+    """
+    group, tile = job.tiles_at_once, job.grid.side**2
+    activations = job.stainer.batch_size * tile * ACTIVATION_BYTES_PER_PIXEL
+    answers = 3 * group * len(job.channels) * tile * 4
+    ahead = (2 * group + job.workers) * tile * 3
+    bands = 3 * job.spec.samples * job.grid.core * job.spec.size.width
+    return BASE_MEMORY + activations + answers + ahead + bands
+
+
+def _seconds_per_tile(job: StainJob, tiles: Sequence[Tile]) -> float:
+    """Time the network on tiles from the middle of the run; its first pass warms up and does not count."""
+    if not tiles:
+        return 0.0
+    middle = len(tiles) // 2
+    batch = tiles[middle : middle + job.stainer.batch_size]
+    rgb = [job.read(tile) for tile in batch]
+    job.stain(batch, rgb)
+    start = time.perf_counter()
+    job.stain(batch, rgb)
+    return (time.perf_counter() - start) / len(batch)

@@ -1,0 +1,291 @@
+"""From a request to a checked job: everything that can be refused is refused here, before anything is written."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mupd_wsi.engine.destination import check_destination, check_free_disk, destination
+from mupd_wsi.engine.job import StainJob
+from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageError
+from mupd_wsi.geometry import Mpp, Region, Size, output_size
+from mupd_wsi.markers import Marker, Panel
+from mupd_wsi.request import IHC_NOTICE, NOTICE, StainOptions, Style
+from mupd_wsi.slides import Slide
+from mupd_wsi.tiling import TileGrid
+from mupd_wsi.tissue import StainGuess, TissueMask, stain_guess
+from mupd_wsi.writers import estimated_bytes
+from mupd_wsi.writers.spec import Channel, ImageSpec
+
+if TYPE_CHECKING:
+    from mupd_wsi.model import SampleOptions, Stainer
+
+NUCLEAR_MARKER: Final = "Hoechst"
+#: Longer side of the thumbnail that tissue and stain are judged from, px.
+THUMBNAIL_SIDE: Final = 2048
+#: A slide may be this much coarser than the model before the user is warned.
+MAX_ENLARGEMENT: Final = 1.25
+MAX_READERS: Final = 4
+#: Grid positions that differ by less than this many pixels are the same.
+ROUNDING: Final = 1e-6
+
+
+def prepare_job(
+    slide: Slide, stainer: Stainer, targets: str | Sequence[str], output: Path | None, options: StainOptions
+) -> StainJob:
+    """Check a request against the slide, the model and the disk.
+
+    Args:
+        slide: open.
+        stainer: the model.
+        targets: names in any spelling, commas allowed, or ``"all"``.
+        output: a file name, an existing folder, or None for the default name in the current folder.
+        options: the rest.
+
+    Raises:
+        UsageError: unknown target or ending, or a style that cannot hold the targets.
+        PixelSizeError: the slide's um/px is missing or absurd.
+        RegionError: the ROI is not inside the slide.
+        NotHEError: the slide does not look like H&E, and ``strict`` was asked for.
+        OutputError: the output cannot be written there.
+    """
+    info = stainer.info
+    labels = target_labels(targets, info.panel)
+    style = choose_style(options.style, len(labels))
+    channels = channels_to_ask(style, tuple(labels), info.panel)
+    region = output_region(options.roi, slide.size, slide.mpp, info.mpp)
+    place = destination(output, options.file_format, slide.name, tuple(labels.values()), len(info.panel))
+    check_destination(place, slide.path, overwrite=options.overwrite)
+    tissue, guess = _look_at(slide, info.mpp)
+    if options.strict and not guess.is_he:
+        raise NotHEError(f"{_not_he(guess)}; without --strict it is stained all the same")
+    fraction = tissue.fraction(region, info.mpp)
+    warnings = tuple(_warnings(guess, slide.mpp, info.mpp, fraction, options))
+    windows = tuple(info.display_window[options.readout][c] for c in channels)
+    facts = _facts(slide, stainer, options, style) | {
+        "targets": [info.panel.names[i] for i in labels],
+        "display_window": {info.panel.names[c]: list(shown) for c, shown in zip(channels, windows, strict=True)},
+        "output_region": asdict(region),
+        "slide_looks_like": asdict(guess),
+        "tissue_fraction": round(fraction, 6),
+        "warnings": list(warnings),
+    }
+    markers = tuple(info.panel.markers[i] for i in labels)
+    described = () if style == "ihc" else tuple(map(_channel, markers, windows))
+    spec = _image_spec(slide.name, markers, described, region, info.mpp, facts)
+    check_free_disk(place.output.parent, estimated_bytes(spec, fraction, place.file_format))
+    return StainJob(
+        slide=slide,
+        stainer=stainer,
+        sampling=_sampling(options),
+        style=style,
+        markers=markers,
+        channels=channels,
+        scored=_scored(channels, info.panel),
+        windows=_rendered_windows(style, windows),
+        grid=TileGrid(output_size(slide.size, slide.mpp, info.mpp), region, info.tile, info.halo),
+        tissue=tissue,
+        tissue_fraction=fraction,
+        looks_like_he=guess.is_he,
+        masked=options.tissue_mask,
+        place=place,
+        spec=spec,
+        workers=options.workers or min(MAX_READERS, os.cpu_count() or 1),
+        warnings=warnings,
+        facts=facts,
+    )
+
+
+def target_labels(targets: str | Sequence[str], panel: Panel) -> dict[int, str]:
+    """The channels asked for, in order, each with the user's own spelling of it.
+
+    Args:
+        targets: one string or several, each with one or more names between commas; ``"all"`` means every marker.
+        panel: of the model.
+
+    Raises:
+        UnknownTargetError: a name is unknown, or none was given.
+    """
+    given = [targets] if isinstance(targets, str) else list(targets)
+    labels: dict[int, str] = {}
+    for spelled in (name.strip() for text in given for name in text.split(",") if name.strip()):
+        chosen = panel.select([spelled])
+        for index in chosen:
+            own = spelled if len(chosen) == 1 and spelled.isascii() else panel.names[index]
+            labels.setdefault(index, own)
+    if not labels:
+        raise UnknownTargetError(f"no target given; this model has: {', '.join(panel.names)}")
+    return labels
+
+
+def choose_style(style: Style | None, targets: int) -> Style:
+    """Brightfield for one target, fluorescence for several, unless the user says otherwise.
+
+    Raises:
+        UsageError: several targets as one brightfield image.
+    """
+    if style == "ihc" and targets > 1:
+        raise UsageError(
+            f"--as ihc paints one target, got {targets}; give one --target, or use --as mif for one channel a target"
+        )
+    return style or ("ihc" if targets == 1 else "mif")
+
+
+def channels_to_ask(style: Style, targets: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
+    """Channels of the panel that the network is asked for: brightfield needs the nuclei, first.
+
+    Raises:
+        UsageError: brightfield from a model without a nuclear channel.
+    """
+    if style == "mif":
+        return targets
+    try:
+        nuclei = panel.index(NUCLEAR_MARKER)
+    except UnknownTargetError as error:
+        raise UsageError(f"this model has no {NUCLEAR_MARKER} channel to paint nuclei from; use --as mif") from error
+    return tuple(dict.fromkeys((nuclei, *targets)))
+
+
+def output_region(roi: Region | None, slide_size: Size, slide_mpp: Mpp, out_mpp: float) -> Region:
+    """The output pixels that a part of the slide touches.
+
+    Args:
+        roi: level-0 pixels; None: the whole slide.
+        slide_size: level-0 pixels.
+        slide_mpp: um per level-0 pixel.
+        out_mpp: um per output pixel.
+
+    Returns:
+        Output pixels of the whole slide's grid.
+
+    Raises:
+        RegionError: the ROI is not inside the slide.
+    """
+    image = output_size(slide_size, slide_mpp, out_mpp)
+    if roi is None:
+        return Region(0, 0, image.width, image.height)
+    if not Region(0, 0, slide_size.width, slide_size.height).contains(roi):
+        raise RegionError(
+            f"ROI {roi} is not inside the slide of {slide_size}; give --roi X,Y,W,H in level-0 pixels within it"
+        )
+    x, right = _covering(roi.x, roi.right, out_mpp / slide_mpp.x, image.width)
+    y, bottom = _covering(roi.y, roi.bottom, out_mpp / slide_mpp.y, image.height)
+    return Region(x, y, right - x, bottom - y)
+
+
+def _covering(start: int, stop: int, scale: float, size: int) -> tuple[int, int]:
+    first = min(math.floor(start / scale + ROUNDING), size - 1)
+    return first, max(first + 1, min(math.ceil(stop / scale - ROUNDING), size))
+
+
+def _look_at(slide: Slide, out_mpp: float) -> tuple[TissueMask, StainGuess]:
+    """Tissue and stain, judged from one thumbnail of the whole slide, whatever part of it is asked for.
+
+    The thumbnail is read at a pitch in um, so that its pixels are square on slides whose own are not.
+    """
+    own = slide.mpp
+    pitch = max(out_mpp, slide.size.width * own.x / THUMBNAIL_SIDE, slide.size.height * own.y / THUMBNAIL_SIDE)
+    size = output_size(slide.size, own, pitch)
+    thumbnail = slide.read(Region(0, 0, size.width, size.height), pitch)
+    return TissueMask.from_thumbnail(thumbnail, pitch), stain_guess(thumbnail)
+
+
+def _warnings(guess: StainGuess, own: Mpp, out_mpp: float, tissue_fraction: float, options: StainOptions) -> list[str]:
+    found = []
+    if not guess.is_he:
+        found.append(f"{_not_he(guess)}: do not trust this stain")
+    if own.mean > out_mpp * MAX_ENLARGEMENT:
+        found.append(f"the slide's {own.mean:.3g} um/px is coarser than the model's {out_mpp:g}: cells are blurred")
+    if tissue_fraction == 0 and options.tissue_mask:
+        found.append("no tissue was found and the output is empty: --no-tissue-mask stains everything")
+    return found
+
+
+def _not_he(guess: StainGuess) -> str:
+    return f"this slide does not look like H&E but like {guess.label} ({guess.reason})"
+
+
+def _scored(channels: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
+    """Places among the asked channels that are stained for: the nuclei count where nothing else was asked for."""
+    others = tuple(place for place, c in enumerate(channels) if panel.names[c] != NUCLEAR_MARKER)
+    return others or tuple(range(len(channels)))
+
+
+def _sampling(options: StainOptions) -> SampleOptions:
+    from mupd_wsi.model import SampleOptions
+
+    return SampleOptions(options.readout, options.steps, options.seed)
+
+
+def _rendered_windows(style: Style, windows: tuple[tuple[float, float], ...]) -> NDArray[np.float32]:
+    """Which intensities become grey levels 0 and 255.
+
+    Fluorescence keeps all there is, from 0 on, and leaves the lower end of the display window to the viewer.
+    Brightfield is a picture already: what lies below the window stays unstained. Its counterstain, first, keeps all.
+    """
+    kept = np.array(windows, np.float32)
+    kept[: 1 if style == "ihc" else None, 0] = 0
+    return kept
+
+
+def _channel(marker: Marker, window: tuple[float, float]) -> Channel:
+    """A fluorescence channel whose grey level 255 is the upper end of its display window."""
+    low, high = window
+    return Channel(marker.name, marker.color, (round(255 * low / high), 255))
+
+
+def _image_spec(
+    slide_name: str,
+    markers: tuple[Marker, ...],
+    channels: tuple[Channel, ...],
+    region: Region,
+    mpp: float,
+    facts: dict[str, Any],
+) -> ImageSpec:
+    return ImageSpec(
+        name=f"{slide_name} {'+'.join(marker.name for marker in markers)} (virtual)",
+        size=region.size,
+        mpp=mpp,
+        channels=channels,
+        origin_um=(region.x * mpp, region.y * mpp),
+        provenance=facts,
+    )
+
+
+def _facts(slide: Slide, stainer: Stainer, options: StainOptions, style: Style) -> dict[str, Any]:
+    """How the image is made, as the output itself and the record tell it. No time and no path: runs stay comparable."""
+    info, own = stainer.info, slide.mpp
+    return {
+        "notice": NOTICE,
+        "rendering": f"IHC {IHC_NOTICE}" if style == "ihc" else "predicted immunofluorescence",
+        "software": f"mupd-wsi {version('mupd-wsi')}",
+        "model": {
+            "name": info.name,
+            "version": info.version,
+            "license": info.license,
+            "weights_sha256": info.weights_sha256,
+            "precision": stainer.precision,
+        },
+        "readout": options.readout,
+        "steps": 1 if options.readout == "mean" else options.steps or info.steps,
+        "seed": options.seed if options.readout == "sample" else None,
+        "mpp": info.mpp,
+        "slide": {
+            "name": slide.path.name,
+            "format": slide.format,
+            "width": slide.size.width,
+            "height": slide.size.height,
+            "mpp": {"x": own.x, "y": own.y, "source": own.source},
+            "fingerprint": slide.fingerprint(),
+        },
+        "roi": asdict(options.roi) if options.roi else None,
+        "tissue_mask": options.tissue_mask,
+    }

@@ -1,0 +1,201 @@
+"""Staining a slide from start to finish: the one module that knows slides, network, stitching and writers together.
+
+Reader threads fill a queue of tiles; the caller's thread feeds the network; one background thread renders, stitches and
+writes. The three overlap, and every result is independent of how the threads happen to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
+from mupd_wsi.engine.planning import plan_stain
+from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
+from mupd_wsi.geometry import Region
+from mupd_wsi.preview import PreviewCollector, PreviewText, save_preview
+from mupd_wsi.record import software, write_record
+from mupd_wsi.request import (
+    IHC_NOTICE,
+    NOTICE,
+    Progress,
+    ProgressCallback,
+    StainOptions,
+    StainPlan,
+    StainResult,
+)
+from mupd_wsi.slides import Slide
+from mupd_wsi.stitching import BandStitcher
+from mupd_wsi.tiling import Tile
+from mupd_wsi.writers import open_writer
+from mupd_wsi.writers.spec import SlideWriter
+
+if TYPE_CHECKING:
+    from mupd_wsi.model import Stainer
+
+__all__ = ["Progress", "StainOptions", "StainPlan", "StainResult", "plan_stain", "stain_slide"]
+
+#: More markers than this are counted in the preview's subtitle; its legend names them all.
+MAX_NAMED_MARKERS: Final = 6
+#: Tiles and what the network made of them, float32 (tiles, channels, side, side).
+Stained = tuple[Sequence[Tile], NDArray[np.float32]]
+
+
+def stain_slide(
+    slide: Slide | str | Path,
+    targets: str | Sequence[str],
+    *,
+    model: Stainer | str | Path = DEFAULT_MODEL,
+    output: str | Path | None = None,
+    options: StainOptions = DEFAULT_OPTIONS,
+    progress: ProgressCallback | None = None,
+) -> StainResult:
+    """Stain a whole slide, or a part of it, and write the stained slide, a preview and a record.
+
+    Nothing appears under the output's name before it is complete; an error or Ctrl-C leaves nothing behind.
+
+    Args:
+        slide: an open slide, or the path of one.
+        targets: marker names in any spelling, commas allowed, or ``"all"``.
+        model: a loaded model, the name of a shipped one, or the folder of a bundle.
+        output: a file name ending in ``.ome.tiff`` or ``.ome.zarr``, an existing folder, or None for
+            ``<slide>.<target>.ome.tiff`` in the current folder.
+        options: the rest.
+        progress: called in this thread after each batch of tiles.
+
+    Raises:
+        MupdError: see :mod:`mupd_wsi.errors`; everything that can be checked is checked before anything is written.
+    """
+    watch = Stopwatch()
+    with opened_job(slide, targets, model, output, options, watch) as job:
+        gathered = PreviewCollector(job.grid.region, job.grid.core, job.spec.samples, job.spec.background)
+        stained = _run(job, gathered, watch, progress)
+        with watch.stage("preview"):
+            save_preview(job.place.preview, gathered, job.read_he, job.mpp, _preview_text(job))
+        details = _details(job, options, stained, watch)
+        write_record(job.place.record, details)
+        return StainResult(
+            output=job.place.output,
+            preview=job.place.preview,
+            record=job.place.record,
+            size=job.spec.size,
+            warnings=job.warnings,
+            seconds=watch.total(),
+            details=details,
+        )
+
+
+def _run(job: StainJob, gathered: PreviewCollector, watch: Stopwatch, progress: ProgressCallback | None) -> int:
+    """Read, stain and write all tiles, overlapped; returns how many the network has seen."""
+    report = progress or (lambda _: None)
+    tiles = tuple(job.tiles())
+    group = job.tiles_at_once
+    report(Progress(0, len(tiles)))
+    writer = open_writer(job.place.output, job.spec, format=job.place.file_format)
+    try:
+        with (
+            Background[Stained](lambda stained: _write(job, stained, writer, gathered, watch), depth=1) as behind,
+            closing(prefetch(_timed_read(job, watch), tiles, workers=job.workers, ahead=group + job.workers)) as read,
+        ):
+            done = 0
+            while batch := list(islice(read, group)):
+                with watch.stage("network"):
+                    intensities = job.stain([tile for tile, _ in batch], [rgb for _, rgb in batch])
+                behind.put(([tile for tile, _ in batch], intensities))
+                done += len(batch)
+                report(Progress(done, len(tiles)))
+        for stale in (job.place.preview, job.place.record):
+            stale.unlink(missing_ok=True)
+        with watch.stage("finish"):
+            writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+    return len(tiles)
+
+
+def _write(
+    job: StainJob, stained: Iterable[Stained], writer: SlideWriter, gathered: PreviewCollector, watch: Stopwatch
+) -> None:
+    """Runs in the background thread: render, stitch, write."""
+    grid = job.grid
+    rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
+    stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
+    for where, pixels in stitcher.bands(_rendered(job, stained, gathered, watch)):
+        with watch.stage("write"):
+            writer.write(where, pixels)
+        del pixels  # a band is large, and the stitcher makes the next one now
+
+
+def _rendered(
+    job: StainJob, stained: Iterable[Stained], gathered: PreviewCollector, watch: Stopwatch
+) -> Iterator[tuple[Region, NDArray[np.uint8]]]:
+    for tiles, intensities in stained:
+        for tile, planes in zip(tiles, intensities, strict=True):
+            with watch.stage("render"):
+                pixels, positivity = job.render(tile.core, tile.crop(planes))
+                gathered.add(tile.core, pixels, positivity)
+            yield _to_output(tile.core, job.grid.region), pixels
+
+
+def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.uint8]]:
+    def read(tile: Tile) -> NDArray[np.uint8]:
+        with watch.stage("read"):
+            return job.read(tile)
+
+    return read
+
+
+def _to_output(part: Region, region: Region) -> Region:
+    """From output pixels of the whole slide to those of the region that is written."""
+    return replace(part, x=part.x - region.x, y=part.y - region.y)
+
+
+def _details(job: StainJob, options: StainOptions, stained: int, watch: Stopwatch) -> dict[str, Any]:
+    """The whole record of a run, JSON-serialisable."""
+    place, size = job.place, job.spec.size
+    return dict(job.facts) | {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "slide_path": str(job.slide.path),
+        "request": asdict(options),
+        "output": {
+            "path": str(place.output),
+            "preview": str(place.preview),
+            "format": place.file_format,
+            "width": size.width,
+            "height": size.height,
+            "channels": [channel.name for channel in job.spec.channels] or ["red", "green", "blue"],
+            "origin_um": list(job.spec.origin_um),
+        },
+        "tiles": {"total": len(job.grid), "stained": stained, "side": job.grid.side, "halo": job.grid.halo},
+        "device": job.stainer.device,
+        "batch_size": job.stainer.batch_size,
+        "workers": job.workers,
+        "seconds": watch.seconds(),
+        "environment": software(),
+    }
+
+
+def _preview_text(job: StainJob) -> PreviewText:
+    info, count = job.stainer.info, len(job.markers)
+    names = ", ".join(marker.name for marker in job.markers) if count <= MAX_NAMED_MARKERS else f"{count} markers"
+    ihc = job.style == "ihc"
+    readout = "expected intensity" if job.sampling.readout == "mean" else f"one draw, seed {job.sampling.seed}"
+    return PreviewText(
+        title=job.slide.name,
+        subtitle=f"{names}  ·  {info.name} {info.version}, {readout}  ·  {info.mpp:g} um/px",
+        slide="H&E" if job.looks_like_he else "slide (not H&E)",
+        stain=f"virtual {'IHC' if ihc else 'immunofluorescence'}" + (f", {names}" if count == 1 else ""),
+        channels=job.spec.channels,
+        warnings=job.warnings,
+        notices=(f"{NOTICE}; {IHC_NOTICE}" if ihc else NOTICE,),
+    )

@@ -1,0 +1,200 @@
+"""The preview picture: H&E and stain side by side, gathered while tiles stream by: the output is never read again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mupd_wsi.drawing import PANEL_SIDE, Panel, Sheet, compose_sheet
+from mupd_wsi.geometry import Region, Size
+from mupd_wsi.record import write_atomically
+from mupd_wsi.writers.spec import Channel
+
+#: Reads the H&E: region in pixels of the given um/px (anchored at the slide's origin) -> uint8 (h, w, 3).
+ReadHE = Callable[[Region, float], NDArray[np.uint8]]
+
+#: The overview of a fluorescence image averages single cells away; each channel may be brightened up to this much.
+MAX_OVERVIEW_GAIN: Final = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewText:
+    """The words in the picture.
+
+    Attributes:
+        title: the slide's name.
+        subtitle: targets, model, read-out.
+        slide: caption of the slide's panels.
+        stain: caption of the stain's panels.
+        channels: of fluorescence, shown in their colours and windows; empty for brightfield.
+        warnings: shown in a strip of their own.
+        notices: shown at the foot.
+    """
+
+    title: str
+    subtitle: str
+    slide: str
+    stain: str
+    channels: tuple[Channel, ...]
+    warnings: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+class PreviewCollector:
+    """Keeps a small picture of the whole output, and the tile with the most stain at full resolution.
+
+    Memory bound: ``samples x (2 x 768)^2`` bytes for the overview at most, and one tile. Taken from one thread.
+
+    Args:
+        region: the part of the slide that is stained, output pixels.
+        core: pitch of the tile grid, output pixels.
+        samples: planes of the image.
+        background: grey level where no tile comes.
+    """
+
+    def __init__(self, region: Region, core: int, samples: int, background: int) -> None:
+        self.region = region
+        self.factor = _overview_factor(region.size, core)
+        k = self.factor
+        self._frame = Region(
+            region.x // k, region.y // k, -(-region.right // k) - region.x // k, -(-region.bottom // k) - region.y // k
+        )
+        shape = (samples, self._frame.height, self._frame.width)
+        self._overview = np.full(shape, background, np.uint8)
+        self._best: tuple[float, Region, NDArray[np.uint8]] | None = None
+
+    @property
+    def overview(self) -> tuple[Region, NDArray[np.uint8]]:
+        """Where (pixels ``factor`` times the output's) and uint8 (samples, h, w)."""
+        return self._frame, self._overview
+
+    @property
+    def detail(self) -> tuple[Region, NDArray[np.uint8]] | None:
+        """The core with the most stain (output pixels) and uint8 (samples, h, w); None where no tile came."""
+        return None if self._best is None else self._best[1:]
+
+    def add(self, core: Region, pixels: NDArray[np.uint8], positivity: float) -> None:
+        """Take a finished core.
+
+        Args:
+            core: output pixels; its grid cell starts at a multiple of the grid's pitch.
+            pixels: uint8 (samples, h, w).
+            positivity: mean brightness of what was stained for, 0-255.
+        """
+        score = positivity * core.size.area
+        if self._best is None or score > self._best[0]:
+            self._best = (score, core, pixels.copy())
+        k = self.factor
+        x, y = core.x // k, core.y // k
+        small = _shrunk(pixels, core, k)
+        top, left = y - self._frame.y, x - self._frame.x
+        self._overview[:, top : top + small.shape[1], left : left + small.shape[2]] = small
+
+
+def save_preview(path: Path, gathered: PreviewCollector, read_he: ReadHE, mpp: float, text: PreviewText) -> None:
+    """Draw the picture and write it as PNG, complete or not at all.
+
+    Args:
+        path: of the PNG.
+        gathered: the stain.
+        read_he: of the slide.
+        mpp: um per output pixel.
+        text: the words in it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    content = io.BytesIO()
+    draw_preview(gathered, read_he, mpp, text).save(content, "PNG")
+    write_atomically(path, content.getvalue())
+
+
+def draw_preview(gathered: PreviewCollector, read_he: ReadHE, mpp: float, text: PreviewText) -> Image.Image:
+    """The picture: an overview pair, and below it a detail pair where the overview does not show cells."""
+    frame, overview = gathered.overview
+    pitch = mpp * gathered.factor
+    window = _within(gathered.region, frame, gathered.factor)
+    stain = compose(overview, text.channels, brighten=True)
+    rows = [(Panel(text.slide, read_he(frame, pitch), pitch, window), Panel(text.stain, stain, pitch, window))]
+    mark = None
+    if gathered.detail is not None and max(gathered.region.width, gathered.region.height) > PANEL_SIDE:
+        core, pixels = gathered.detail
+        mark = _shares(core, gathered.region)
+        he_panel = Panel(f"{text.slide}, the framed part", read_he(core, mpp), mpp)
+        rows.append((he_panel, Panel(f"{text.stain}, the framed part", compose(pixels, text.channels), mpp)))
+    legend = tuple((channel.name, channel.color) for channel in text.channels)
+    sheet = Sheet(text.title, text.subtitle, legend, text.warnings, text.notices)
+    return compose_sheet(sheet, rows, mark)
+
+
+def compose(planes: NDArray[np.uint8], channels: tuple[Channel, ...], *, brighten: bool = False) -> NDArray[np.uint8]:
+    """Planes as a picture: RGB as it is; fluorescence channels in their colours on black, added up as light.
+
+    Args:
+        planes: uint8 (samples, h, w).
+        channels: names, colours and windows; empty for RGB.
+        brighten: raise each faint channel, so that its 99.5 % quantile nears full brightness: averaged over many pixels
+            single cells fade.
+
+    Returns:
+        uint8 (h, w, 3).
+    """
+    if not channels:
+        return np.ascontiguousarray(np.moveaxis(planes, 0, 2))
+    dark = np.ones((*planes.shape[1:], 3), np.float32)
+    for plane, channel in zip(planes, channels, strict=True):
+        start, end = channel.window
+        level = np.clip((plane.astype(np.float32) - start) / (end - start), 0, 1)
+        if brighten:
+            level *= min(MAX_OVERVIEW_GAIN, 1 / max(float(np.quantile(level, 0.995)), 1e-3))
+        dark *= 1 - np.clip(level, 0, 1)[..., None] * (np.array(channel.color, np.float32) / 255)
+    light: NDArray[np.uint8] = np.rint((1 - dark) * 255).astype(np.uint8)
+    return light
+
+
+def _overview_factor(size: Size, core: int) -> int:
+    """Largest power of two that divides the grid's pitch and leaves the overview no smaller than its panel."""
+    factor = 1
+    while core % (factor * 2) == 0 and max(size.width, size.height) / (factor * 2) >= PANEL_SIDE:
+        factor *= 2
+    return factor
+
+
+def _shrunk(pixels: NDArray[np.uint8], core: Region, factor: int) -> NDArray[np.uint8]:
+    """Mean of each ``factor`` x ``factor`` block of the absolute grid; blocks that the core cuts repeat its edge."""
+    if factor == 1:
+        return pixels
+    left, top = core.x % factor, core.y % factor
+    right, bottom = -core.right % factor, -core.bottom % factor
+    if left or top or right or bottom:
+        pixels = np.pad(pixels, ((0, 0), (top, bottom), (left, right)), mode="edge")
+    shape = (pixels.shape[2] // factor, pixels.shape[1] // factor)
+    return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_AREA) for plane in pixels])
+
+
+def _within(region: Region, frame: Region, factor: int) -> tuple[float, float, float, float]:
+    """The region inside its frame: left, top, right, bottom in the frame's pixels, with fractions."""
+    return (
+        region.x / factor - frame.x,
+        region.y / factor - frame.y,
+        region.right / factor - frame.x,
+        region.bottom / factor - frame.y,
+    )
+
+
+def _shares(part: Region, whole: Region) -> tuple[float, float, float, float]:
+    """Where a part lies, as shares of the whole: x, y, width, height."""
+    return (
+        (part.x - whole.x) / whole.width,
+        (part.y - whole.y) / whole.height,
+        part.width / whole.width,
+        part.height / whole.height,
+    )

@@ -1,0 +1,144 @@
+"""What a caller of :func:`mupd_wsi.pipeline.stain_slide` passes in and gets back. Plain frozen values, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from mupd_wsi.errors import UsageError
+from mupd_wsi.geometry import Region, Size
+
+Style = Literal["ihc", "mif"]
+FileFormat = Literal["ome-tiff", "ome-zarr"]
+Readout = Literal["mean", "sample"]
+
+#: The words that every output carries.
+NOTICE: Final = "virtual stain, research use only"
+#: What an IHC rendering carries besides.
+IHC_NOTICE: Final = "rendered from predicted immunofluorescence, not chemical IHC"
+
+
+@dataclass(frozen=True, slots=True)
+class StainOptions:
+    """How a slide is stained.
+
+    Attributes:
+        style: ``"ihc"`` paints one target as haematoxylin and DAB (RGB); ``"mif"`` writes one 8-bit channel a
+            target. None: ``"ihc"`` for one target, ``"mif"`` for several.
+        file_format: None: by the ending of the output's name, else OME-TIFF.
+        mpp: um per level-0 pixel, overriding the file's. Only for slides given by path.
+        roi: the part to stain, level-0 pixels; None: the whole slide.
+        readout: ``"mean"`` is one pass, the expected intensity; ``"sample"`` a seeded draw.
+        steps: network evaluations of a draw; None: the model's default.
+        seed: of a draw.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Only for models given by name.
+        batch_size: tiles in one pass of the network; None: the model's choice for the device.
+        workers: threads that read the slide; None: by the number of cores.
+        tissue_mask: tiles without tissue are never run, and glass inside the others is set to background, so that
+            nothing is hallucinated there. False runs and keeps everything.
+        strict: a slide that does not look like H&E is an error instead of a warning.
+        overwrite: replace an output that is there.
+
+    Raises:
+        UsageError: a number below its least value.
+    """
+
+    style: Style | None = None
+    file_format: FileFormat | None = None
+    mpp: float | None = None
+    roi: Region | None = None
+    readout: Readout = "mean"
+    steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    tissue_mask: bool = True
+    strict: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("steps", self.steps, 1),
+            ("seed", self.seed, 0),
+            ("batch_size", self.batch_size, 1),
+            ("workers", self.workers, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: tiles that the network has stained.
+        total: tiles that it will stain; glass is not counted.
+    """
+
+    done: int
+    total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StainPlan:
+    """What a run would do and need, without doing it.
+
+    Attributes:
+        output: where it would write.
+        style: brightfield or fluorescence.
+        file_format: of the output.
+        targets: canonical names, in channel order.
+        size: output pixels.
+        mpp: um per output pixel.
+        tiles: of the grid.
+        tiles_to_run: those that hold tissue.
+        tissue_fraction: of the stained region's area, 0-1.
+        peak_memory_bytes: estimate for the whole process.
+        disk_bytes: estimate, temporary files included.
+        seconds: estimate from timing the network once.
+        warnings: as the run would give them.
+    """
+
+    output: Path
+    style: Style
+    file_format: FileFormat
+    targets: tuple[str, ...]
+    size: Size
+    mpp: float
+    tiles: int
+    tiles_to_run: int
+    tissue_fraction: float
+    peak_memory_bytes: int
+    disk_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StainResult:
+    """A finished run.
+
+    Attributes:
+        output: the stained slide (a file, or a folder for OME-Zarr).
+        preview: PNG of H&E and stain side by side.
+        record: JSON file that holds ``details``.
+        size: output pixels.
+        warnings: one sentence each, for people.
+        seconds: wall time from start to finish.
+        details: the whole record, JSON-serialisable.
+    """
+
+    output: Path
+    preview: Path
+    record: Path
+    size: Size
+    warnings: tuple[str, ...]
+    seconds: float
+    details: Mapping[str, Any]
