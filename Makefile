@@ -33,13 +33,14 @@ bench: $(VENV)/.installed-dev ## measure speed and memory, and print the tables
 
 weights: install ## train mupd-mini as its recipe says; resumes where it was stopped
 	$(BIN)/python -m mupd_wsi.training training/recipes/mupd-mini.yaml --run training/runs/mupd-mini
+	$(BIN)/python -m mupd_wsi.training.export training/recipes/mupd-mini.yaml --run training/runs/mupd-mini -o mupd_wsi/model/bundles/mupd-mini
 
 clean: ## remove .venv and caches; leave what was stained
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit("mupd-wsi needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("mupd-wsi needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python

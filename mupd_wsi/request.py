@@ -36,6 +36,7 @@ class StainOptions:
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Only for models given by name.
         batch_size: tiles in one pass of the network; None: the model's choice for the device.
         workers: threads that read the slide; None: by the number of cores.
+        normalise: False leaves the slide's H&E colours as they are, instead of bringing them to the training slide's.
         tissue_mask: tiles without tissue are never run, and glass inside the others is set to background, so that
             nothing is hallucinated there. False runs and keeps everything.
         strict: a slide that does not look like H&E is an error instead of a warning.
@@ -55,6 +56,7 @@ class StainOptions:
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
+    normalise: bool = True
     tissue_mask: bool = True
     strict: bool = False
     overwrite: bool = False

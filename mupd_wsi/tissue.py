@@ -191,6 +191,16 @@ def _planes(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack(cv2.split(rgb))
 
 
+def glass_color(rgb: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Colour of a thumbnail's empty glass, red, green, blue, 0-255; the usual 245 where tissue is all over it.
+
+    Args:
+        rgb: uint8 (h, w, 3).
+    """
+    red, green, blue = _glass(_planes(rgb)).tolist()
+    return red, green, blue
+
+
 def _glass(planes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Colour of empty glass: the median of the brightest fifth, without the pure white that scanners fill in."""
     darkest = planes.min(axis=0)

@@ -26,6 +26,7 @@ class StandInInfo:
     weights_sha256 = "0" * 64
     steps = 4
     panel = PANEL
+    stain_reference = None
     display_window: Mapping[str, tuple[tuple[float, float], ...]] = {
         "mean": ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)),
         "sample": ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)),

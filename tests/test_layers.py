@@ -20,6 +20,7 @@ LAYERS = {
     "request": 0,
     "slides": 1,
     "tissue": 1,
+    "normalising": 1,
     "tiling": 1,
     "stitching": 1,
     "model": 1,
@@ -42,6 +43,7 @@ BOTTOM = ("errors", "geometry", "markers", "request")
 ALLOWED_SIDEWAYS = {
     *((a, b) for a in BOTTOM for b in BOTTOM),
     ("validation", "writers"),
+    ("model", "normalising"),
     ("preview", "drawing"),
     ("preview", "record"),
     ("preview", "writers"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from mupd_wsi.cli import failures, interrupt
+from mupd_wsi.cli import failures
 from mupd_wsi.cli.console import Console
 from mupd_wsi.cli.doctor import doctor
 from mupd_wsi.cli.info import info
@@ -36,22 +36,25 @@ for verb in (stain, info, validate, models, doctor):
     app.add_command(verb)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     Args:
         arguments: what follows the program's name; those of this process where None.
+
+    Raises:
+        KeyboardInterrupt: the user, or whoever sent SIGTERM, wants it to stop.
     """
     # torch's OpenMP threads otherwise spin while they wait and starve the readers and the writer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    interrupt.install_handlers()
     sys.excepthook = failures.report_bug
     console = Console()
     try:
         code = app.main(args=arguments, prog_name="mupd-wsi", standalone_mode=False, obj=console)
-    except (KeyboardInterrupt, click.Abort) as stop:
-        return _stopped(stop)
+    except click.Abort as abort:
+        # click's word for a KeyboardInterrupt, which it keeps as the cause
+        raise abort.__cause__ or KeyboardInterrupt from None
     except BrokenPipeError:
         # Whoever reads our output has left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,11 +62,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except failures.EXPECTED as error:
         return failures.report(error, verbose=console.verbose)
     return code if isinstance(code, int) else 0
-
-
-def _stopped(stop: KeyboardInterrupt | click.Abort) -> int:
-    # click turns a KeyboardInterrupt into an Abort, and keeps the cause.
-    cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
-    code = interrupt.exit_code(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt())
-    click.echo("mupd-wsi: stopped", err=True)
-    return code

@@ -14,8 +14,6 @@ from mupd_wsi.errors import MupdError, UsageError
 EXIT_PROBLEMS: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_BAD_INPUT: Final = 3
-EXIT_INTERRUPTED: Final = 130
-EXIT_TERMINATED: Final = 143
 
 #: Errors that a user can cause or meet; all others are bugs and reach :func:`report_bug`.
 EXPECTED: Final = (click.ClickException, MupdError, OSError, MemoryError)

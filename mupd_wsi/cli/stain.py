@@ -75,6 +75,7 @@ class RegionType(click.ParamType[Region]):
 @click.option("--batch-size", type=click.IntRange(min=1), help="Tiles in one pass. Default: by the device.")
 @click.option("--workers", type=click.IntRange(min=1), help="Threads that read the slide. Default: by the cores.")
 @click.option("--no-tissue-mask", is_flag=True, help="Run the network on glass too.")
+@click.option("--no-normalise", is_flag=True, help="Leave the slide's H&E colours as they are.")
 @click.option("--strict", is_flag=True, help="A slide that does not look like H&E is an error.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
 @click.option("--dry-run", is_flag=True, help="Show tiles, output size, memory and time; write nothing.")
@@ -95,7 +96,8 @@ def stain(console: Console, /, **chosen: Any) -> None:
 
     slide, output, model, dry_run = (chosen.pop(name) for name in ("slide", "output", "model", "dry_run"))
     targets = list(chosen.pop("targets"))
-    options = StainOptions(tissue_mask=not chosen.pop("no_tissue_mask"), **chosen)
+    masked, normalised = (not chosen.pop(name) for name in ("no_tissue_mask", "no_normalise"))
+    options = StainOptions(tissue_mask=masked, normalise=normalised, **chosen)
     if dry_run:
         plan = plan_stain(slide, targets, model=model, output=output, options=options)
         show_plan(console, plan)

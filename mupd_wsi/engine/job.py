@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mupd_wsi.engine.destination import Destination
 from mupd_wsi.geometry import Region, output_size
 from mupd_wsi.markers import Marker
+from mupd_wsi.normalising import StainTransfer
 from mupd_wsi.rendering import to_brightfield, to_planes
 from mupd_wsi.request import Style
 from mupd_wsi.slides import Slide
@@ -43,6 +44,7 @@ class StainJob:
         scored: places in ``channels`` of what is stained for; the preview's detail is chosen by them.
         windows: (len(channels), 2), the intensities of each that become grey levels 0 and 255.
         grid: the tiles, output pixels.
+        recolor: brings the slide's H&E to the model's; None leaves it as it is.
         tissue: where the slide holds tissue.
         tissue_fraction: of the stained region's area, 0-1.
         looks_like_he: whether the slide's colours are those of H&E.
@@ -63,6 +65,7 @@ class StainJob:
     scored: tuple[int, ...]
     windows: NDArray[np.float32]
     grid: TileGrid
+    recolor: StainTransfer | None
     tissue: TissueMask
     tissue_fraction: float
     looks_like_he: bool
@@ -90,11 +93,13 @@ class StainJob:
         return self.grid.tiles((lambda core: self.tissue.covers(core, self.mpp)) if self.masked else None)
 
     def read(self, tile: Tile) -> NDArray[np.uint8]:
-        """A tile's H&E, halo included: uint8 (side, side, 3); mirrored beyond the slide's true edges alone."""
+        """A tile's H&E, halo included, recoloured: uint8 (side, side, 3); mirrored at the slide's true edges alone."""
         columns = reflected(tile.origin[0], tile.side, self.grid.image.width)
         rows = reflected(tile.origin[1], tile.side, self.grid.image.height)
         x, y = int(columns.min()), int(rows.min())
         rgb = self.slide.read(Region(x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y), self.mpp)
+        if self.recolor is not None:
+            rgb = self.recolor.apply(rgb)
         if rgb.shape[:2] == (tile.side, tile.side):
             return rgb
         return rgb[(rows - y)[:, None], columns - x]

@@ -52,7 +52,7 @@ def plan_stain(
             tiles_to_run=len(tiles),
             tissue_fraction=job.tissue_fraction,
             peak_memory_bytes=peak_memory(job),
-            disk_bytes=estimated_bytes(job.spec, job.tissue_fraction, job.place.file_format),
+            disk_bytes=estimated_bytes(job.spec, job.tissue_fraction if job.masked else 1.0, job.place.file_format),
             seconds=watch.total() + _seconds_per_tile(job, tiles) * len(tiles) * OVERHEAD,
             warnings=job.warnings,
         )

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from mupd_wsi.engine.destination import check_destination, check_free_disk, destination
 from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.looking import look_at
 from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageError
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.markers import Marker, Panel
+from mupd_wsi.normalising import StainProfile, StainTransfer
 from mupd_wsi.request import IHC_NOTICE, NOTICE, StainOptions, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import TileGrid
-from mupd_wsi.tissue import StainGuess, TissueMask, stain_guess
+from mupd_wsi.tissue import StainGuess
 from mupd_wsi.writers import estimated_bytes
 from mupd_wsi.writers.spec import Channel, ImageSpec
 
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from mupd_wsi.model import SampleOptions, Stainer
 
 NUCLEAR_MARKER: Final = "Hoechst"
-#: Longer side of the thumbnail that tissue and stain are judged from, px.
-THUMBNAIL_SIDE: Final = 2048
+#: Dyes this many times stronger or weaker than the training slide's are told to the user.
+MAX_STRENGTH: Final = 2.0
 #: A slide may be this much coarser than the model before the user is warned.
 MAX_ENLARGEMENT: Final = 1.25
 MAX_READERS: Final = 4
@@ -64,24 +66,36 @@ def prepare_job(
     region = output_region(options.roi, slide.size, slide.mpp, info.mpp)
     place = destination(output, options.file_format, slide.name, tuple(labels.values()), len(info.panel))
     check_destination(place, slide.path, overwrite=options.overwrite)
-    tissue, guess = _look_at(slide, info.mpp)
-    if options.strict and not guess.is_he:
-        raise NotHEError(f"{_not_he(guess)}; without --strict it is stained all the same")
-    fraction = tissue.fraction(region, info.mpp)
-    warnings = tuple(_warnings(guess, slide.mpp, info.mpp, fraction, options))
+    look = look_at(slide, info.mpp)
+    if options.strict and not look.guess.is_he:
+        raise NotHEError(f"{_not_he(look.guess)}; without --strict it is stained all the same")
+    fraction = look.tissue.fraction(region, info.mpp)
+    recolor = _recolor(look.staining, info.stain_reference, options)
+    strength = relative_strength(look.staining, info.stain_reference)
+    warnings = (
+        *_warnings(look.guess, slide.mpp, info.mpp, fraction, options),
+        *_staining_warnings(strength, recolored=recolor is not None),
+    )
     windows = tuple(info.display_window[options.readout][c] for c in channels)
     facts = _facts(slide, stainer, options, style) | {
         "targets": [info.panel.names[i] for i in labels],
         "display_window": {info.panel.names[c]: list(shown) for c, shown in zip(channels, windows, strict=True)},
         "output_region": asdict(region),
-        "slide_looks_like": asdict(guess),
+        "slide_looks_like": asdict(look.guess),
+        "staining": {
+            "profile": asdict(look.staining) if look.staining else None,
+            "strength_over_training": strength,
+            "normalised": recolor is not None,
+        },
         "tissue_fraction": round(fraction, 6),
         "warnings": list(warnings),
     }
     markers = tuple(info.panel.markers[i] for i in labels)
     described = () if style == "ihc" else tuple(map(_channel, markers, windows))
     spec = _image_spec(slide.name, markers, described, region, info.mpp, facts)
-    check_free_disk(place.output.parent, estimated_bytes(spec, fraction, place.file_format))
+    check_free_disk(
+        place.output.parent, estimated_bytes(spec, fraction if options.tissue_mask else 1.0, place.file_format)
+    )
     return StainJob(
         slide=slide,
         stainer=stainer,
@@ -92,9 +106,10 @@ def prepare_job(
         scored=_scored(channels, info.panel),
         windows=_rendered_windows(style, windows),
         grid=TileGrid(output_size(slide.size, slide.mpp, info.mpp), region, info.tile, info.halo),
-        tissue=tissue,
+        recolor=recolor,
+        tissue=look.tissue,
         tissue_fraction=fraction,
-        looks_like_he=guess.is_he,
+        looks_like_he=look.guess.is_he,
         masked=options.tissue_mask,
         place=place,
         spec=spec,
@@ -186,18 +201,6 @@ def _covering(start: int, stop: int, scale: float, size: int) -> tuple[int, int]
     return first, max(first + 1, min(math.ceil(stop / scale - ROUNDING), size))
 
 
-def _look_at(slide: Slide, out_mpp: float) -> tuple[TissueMask, StainGuess]:
-    """Tissue and stain, judged from one thumbnail of the whole slide, whatever part of it is asked for.
-
-    The thumbnail is read at a pitch in um, so that its pixels are square on slides whose own are not.
-    """
-    own = slide.mpp
-    pitch = max(out_mpp, slide.size.width * own.x / THUMBNAIL_SIDE, slide.size.height * own.y / THUMBNAIL_SIDE)
-    size = output_size(slide.size, own, pitch)
-    thumbnail = slide.read(Region(0, 0, size.width, size.height), pitch)
-    return TissueMask.from_thumbnail(thumbnail, pitch), stain_guess(thumbnail)
-
-
 def _warnings(guess: StainGuess, own: Mpp, out_mpp: float, tissue_fraction: float, options: StainOptions) -> list[str]:
     found = []
     if not guess.is_he:
@@ -207,6 +210,31 @@ def _warnings(guess: StainGuess, own: Mpp, out_mpp: float, tissue_fraction: floa
     if tissue_fraction == 0 and options.tissue_mask:
         found.append("no tissue was found and the output is empty: --no-tissue-mask stains everything")
     return found
+
+
+def _recolor(own: StainProfile | None, reference: StainProfile | None, options: StainOptions) -> StainTransfer | None:
+    """How the slide's staining is brought to the one that the model was trained on; None leaves it as it is."""
+    if own is None or reference is None or not options.normalise:
+        return None
+    return StainTransfer(own, reference)
+
+
+def relative_strength(own: StainProfile | None, reference: StainProfile | None) -> tuple[float, float] | None:
+    """Amounts of haematoxylin and eosin over those of the slide that the model was trained on."""
+    if own is None or reference is None:
+        return None
+    h, e = (a / b for a, b in zip(own.strength, reference.strength, strict=True))
+    return round(h, 3), round(e, 3)
+
+
+def _staining_warnings(strength: tuple[float, float] | None, *, recolored: bool) -> list[str]:
+    if strength is None or all(1 / MAX_STRENGTH <= value <= MAX_STRENGTH for value in strength):
+        return []
+    what = "it was recoloured to match" if recolored else "it was not recoloured"
+    return [
+        f"haematoxylin is {strength[0]:.2g} and eosin {strength[1]:.2g} times as strong as on the slide that the model "
+        f"was trained on; {what}, and the stain is less certain"
+    ]
 
 
 def _not_he(guess: StainGuess) -> str:

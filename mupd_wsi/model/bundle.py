@@ -21,6 +21,7 @@ from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.calibration import Calibration
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.transform import TargetTransform
+from mupd_wsi.normalising import StainProfile
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -48,6 +49,7 @@ class ModelInfo:
         calibration: from the read-out to expected intensities.
         display_window: by read-out, the intensities (low, high) between which a viewer should show each channel, chosen
             on the training columns; high maps to grey 255, what lies below low is no more than unspecific signal.
+        stain_reference: the H&E staining of the training slides; None leaves every slide as it is.
         steps: default number of steps of ``sample``.
         training: how it was trained (data, splits, steps), for people.
         metrics: measured quality: ``{"dev": {marker: {"pearson_1px": ..., ...}}}``.
@@ -67,6 +69,7 @@ class ModelInfo:
     transform: TargetTransform
     calibration: Calibration
     display_window: Mapping[str, tuple[tuple[float, float], ...]]
+    stain_reference: StainProfile | None
     steps: int
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -200,6 +203,7 @@ def _info_from_json(card: Mapping[str, Any]) -> ModelInfo:
                 readout: tuple((float(low), float(high)) for low, high in windows)
                 for readout, windows in card["display_window"].items()
             },
+            "stain_reference": StainProfile.from_json(card["stain_reference"]) if card["stain_reference"] else None,
             "limits": tuple(card["limits"]),
         }
     )

@@ -18,15 +18,16 @@ from mupd_wsi.errors import MupdError
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration
-from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
+from mupd_wsi.model.stainer import SampleOptions, load_model
 from mupd_wsi.model.transform import TargetTransform
-from mupd_wsi.training.fitting import CurveCounts, display_windows
+from mupd_wsi.training.fitting import CurveCounts, display_windows, fit_stain_reference
 from mupd_wsi.training.measure import markdown_table, measure
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
 from mupd_wsi.training.recipe import Recipe, load_recipe
-from mupd_wsi.training.tiles import PairedTiles, load_tiles
+from mupd_wsi.training.tiles import PairedTiles, TilePlace, load_tiles
 
-EXPORT_MPP_TILE, EXPORT_HALO = 640, 64
+TILE, HALO = 640, 64
+SAMPLED_TILES = 10  # train tiles that the window of the draws is taken from
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "Hoechst": (64, 96, 255),
@@ -40,7 +41,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "CD45RO": (192, 255, 0),
     "CD20": (255, 0, 255),
     "PD-L1": (255, 192, 64),
-    "CD3e": (255, 255, 255),
+    "CD3e": (255, 80, 60),
     "CD163": (255, 96, 96),
     "E-cadherin": (0, 192, 255),
     "PD-1": (160, 96, 255),
@@ -66,10 +67,20 @@ def export(recipe: Recipe, run: Path, folder: Path, *, calibrate_on: int | None 
     train = load_tiles(recipe.data, "train", recipe.markers)
     chosen = np.linspace(0, len(train.places) - 1, calibrate_on or len(train.places)).astype(int)
     raw = load_model(folder)
-    counts = _count(raw, slide, train, chosen)
+    counts = CurveCounts.empty(len(recipe.markers))
+    for i, roots in zip(chosen, stain_tiles(raw, slide, _at(train, chosen), SampleOptions("mean")), strict=True):
+        counts.add(roots, train.markers[i])
     calibration = counts.fit()
-    display = display_windows(counts, calibration, train.markers)
-    info = replace(info, calibration=calibration, display_window=display)
+    drawn = CurveCounts.empty(len(recipe.markers))
+    some = chosen[:: max(1, len(chosen) // SAMPLED_TILES)]
+    for i, intensities in zip(some, stain_tiles(raw, slide, _at(train, some), SampleOptions("sample")), strict=True):
+        drawn.add(np.sqrt(intensities), train.markers[i])
+    display = {
+        "mean": display_windows(counts.pixels, calibration.apply, train.markers),
+        "sample": display_windows(drawn.pixels, lambda root, _: root.square(), train.markers),
+    }
+    reference = fit_stain_reference(train.he, train.patch_tissue)
+    info = replace(info, calibration=calibration, display_window=display, stain_reference=reference)
     write_bundle(folder, info, state["average"])
     stainer = load_model(folder)
     metrics = {
@@ -93,12 +104,13 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
         "Systems Pharmacology, Harvard Medical School)",
         panel=panel,
         mpp=recipe.mpp,
-        tile=EXPORT_MPP_TILE,
-        halo=EXPORT_HALO,
+        tile=TILE,
+        halo=HALO,
         network=recipe.network_config,
         transform=transform,
         calibration=identity,
         display_window={"mean": ((0.0, 255.0),) * channels, "sample": ((0.0, 255.0),) * channels},
+        stain_reference=None,
         steps=recipe.sample_steps,
         training={
             "data": "orion-crc01, train columns",
@@ -112,14 +124,8 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
     )
 
 
-def _count(raw: Stainer, slide: SlideOfTiles, train: PairedTiles, chosen: NDArray[np.int_]) -> CurveCounts:
-    """Predicted roots and real intensities of the chosen train tiles."""
-    counts = CurveCounts.empty(len(raw.info.panel))
-    places = tuple(train.places[i] for i in chosen)
-    for i, roots in zip(chosen, stain_tiles(raw, slide, places, SampleOptions()), strict=True):
-        for channel, plane in enumerate(roots):
-            counts.add(channel, plane, train.markers[i, channel])
-    return counts
+def _at(tiles: PairedTiles, chosen: NDArray[np.int_]) -> tuple[TilePlace, ...]:
+    return tuple(tiles.places[i] for i in chosen)
 
 
 def main() -> int:

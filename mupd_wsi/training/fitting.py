@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
+from torch import Tensor
 
 from mupd_wsi.model.calibration import Calibration
 from mupd_wsi.model.transform import TargetTransform
+from mupd_wsi.normalising import StainProfile, stain_profile
+from mupd_wsi.tissue import glass_color
 
 KNOTS = 64
 BINS = 1024
@@ -56,11 +60,12 @@ class CurveCounts:
         """Counts of nothing yet."""
         return cls(np.zeros((channels, BINS), np.int64), np.zeros((channels, BINS)))
 
-    def add(self, channel: int, roots: NDArray[np.float32], intensities: NDArray[np.uint8]) -> None:
-        """Count pixels; ``roots`` and ``intensities`` of one shape."""
-        bins = np.clip(roots.ravel() * (BINS / 16), 0, BINS - 1).astype(np.int64)
-        self.pixels[channel] += np.bincount(bins, minlength=BINS)
-        self.intensity[channel] += np.bincount(bins, intensities.ravel(), minlength=BINS)
+    def add(self, roots: NDArray[np.float32], intensities: NDArray[np.uint8]) -> None:
+        """Count a tile; ``roots`` and ``intensities`` (C, H, W)."""
+        for channel, (predicted, real) in enumerate(zip(roots, intensities, strict=True)):
+            bins = np.clip(predicted.ravel() * (BINS / 16), 0, BINS - 1).astype(np.int64)
+            self.pixels[channel] += np.bincount(bins, minlength=BINS)
+            self.intensity[channel] += np.bincount(bins, real.ravel(), minlength=BINS)
 
     def fit(self) -> Calibration:
         """Isotonic regression of real intensity on predicted root, resampled at KNOTS even knots a channel.
@@ -83,29 +88,43 @@ class CurveCounts:
 
 
 def display_windows(
-    counts: CurveCounts, calibration: Calibration, real: NDArray[np.uint8]
-) -> dict[str, tuple[tuple[float, float], ...]]:
-    """Display windows by read-out, as :class:`mupd_wsi.model.bundle.ModelInfo` has them.
+    pixels: NDArray[np.int64], intensity: Callable[[Tensor, int], Tensor], real: NDArray[np.uint8]
+) -> tuple[tuple[float, float], ...]:
+    """Windows, one a channel, in which a prediction shows as much positive area as the real stain has.
 
-    A draw looks like the real stain and is shown from 0 to the real stain's upper quantile. The conditional mean of a
-    sparse marker is a haze with crests where the cells are: it is shown from the level that as much area exceeds as
-    is really positive (times SHOWN_AREA) up to its own upper quantile.
+    What a model predicts of a sparse marker is a haze with crests where the cells are. It is shown from the level that
+    SHOWN_AREA times the really positive area exceeds, up to its own upper quantile.
 
     Args:
-        counts: predicted roots on training tiles.
-        calibration: the curves fitted to them.
+        pixels: histogram of predicted roots on training tiles, (C, BINS) as in :class:`CurveCounts`.
+        intensity: from roots (N,) and a channel to intensities, rising.
         real: uint8 (N, C, H, W), all training tiles.
     """
-    mean, sample = [], []
-    for channel, pixels in enumerate(counts.pixels):
+    windows = []
+    for channel, counts in enumerate(pixels):
         levels = np.cumsum(np.bincount(real[:, channel].ravel(), minlength=256)) / real[:, channel].size
-        high = max(MIN_HIGH, float(np.searchsorted(levels, HIGH_QUANTILE)))
-        sample.append((0.0, high))
-        positive = 1 - levels[int(POSITIVE_SHARE * high)]
-        shares = (1 - min(0.9, SHOWN_AREA * float(positive)), HIGH_QUANTILE)
-        bins = np.searchsorted(np.cumsum(pixels), np.multiply(shares, pixels.sum()))
-        roots = torch.as_tensor((bins + 0.5) * (16 / BINS), dtype=torch.float32)
-        low, top = calibration.apply(roots, channel).tolist()
-        top = max(MIN_HIGH, round(top, 3))
-        mean.append((round(min(low, top / 2), 3), top))
-    return {"mean": tuple(mean), "sample": tuple(sample)}
+        real_high = max(MIN_HIGH, float(np.searchsorted(levels, HIGH_QUANTILE)))
+        positive = float(1 - levels[int(POSITIVE_SHARE * real_high)])
+        shares = (1 - min(0.9, SHOWN_AREA * positive), HIGH_QUANTILE)
+        bins = np.searchsorted(np.cumsum(counts), np.multiply(shares, counts.sum()))
+        low, high = intensity(torch.as_tensor((bins + 0.5) * (16 / BINS), dtype=torch.float32), channel).tolist()
+        high = max(MIN_HIGH, round(high, 3))
+        windows.append((round(min(low, high / 2), 3), high))
+    return tuple(windows)
+
+
+def fit_stain_reference(he: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> StainProfile | None:
+    """The H&E staining of the training tiles.
+
+    Args:
+        he: uint8 (N, H, W, 3).
+        tissue: bool (N, H/p, W/p) for some patch side p.
+    """
+    patch = he.shape[1] // tissue.shape[1]
+    thumbnail = np.concatenate(he[:, ::16, ::16])
+    squares = [
+        tile[y * patch : (y + 1) * patch : 2, x * patch : (x + 1) * patch : 2]
+        for tile, mask in zip(he, tissue, strict=True)
+        for y, x in np.argwhere(mask)[::5]
+    ]
+    return stain_profile(np.stack(squares), glass_color(thumbnail))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glob import escape
 from pathlib import Path
 
 from mupd_wsi.errors import SlideError
@@ -37,7 +38,7 @@ def validate_slide(path: str | Path) -> ValidationReport:
             findings = list(check_all(image))
     except UnreadableError as error:
         findings = [Finding("error", error.code, str(error))]
-    leftovers = sorted(place.parent.glob(f".{place.name}.*-*"))
+    leftovers = sorted(place.parent.glob(f".{escape(place.name)}.*-*"))
     if leftovers:
         message = f"{leftovers[0].name} beside it is left of a run that was killed; delete it"
         findings.append(Finding("warning", "leftover", message))

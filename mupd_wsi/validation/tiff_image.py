@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from mupd_wsi.geometry import Region, Size
 from mupd_wsi.validation.image import ImageFacts, UnreadableError
-from mupd_wsi.writers.ome_tiff import CENTIMETRE_UM
-from mupd_wsi.writers.ome_xml import NAMESPACE, PROVENANCE_NAMESPACE
+from mupd_wsi.writers.omexml import NAMESPACE, PROVENANCE_NAMESPACE
 
 _OME: Final = f"{{{NAMESPACE}}}"
+CENTIMETRE_UM: Final = 10_000.0
 _UNITS_UM: Final = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 _JPEG_COMPRESSIONS: Final = (6, 7, 33003, 33005, 34712)
 #: What tifffile and the codecs raise on damaged files.
@@ -57,6 +57,7 @@ class TiffImage:
         if not tiff.is_ome or not tiff.series:
             raise UnreadableError("not-ome", f"{path.name} is a TIFF without OME metadata")
         self._series = tiff.series[0]
+        self._xml: str = tiff.ome_metadata or ""
         self.facts = self._read_facts(tiff)
 
     def broken_tiles(self) -> Iterator[str]:
@@ -71,7 +72,8 @@ class TiffImage:
         return np.concatenate(planes)
 
     def format_problems(self) -> Iterator[tuple[str, str]]:
-        """OpenSlide and the viewers built on it have to see all levels, and the um/px, of a brightfield slide."""
+        """The schema; and OpenSlide, with the viewers built on it, has to see all levels of a brightfield slide."""
+        yield from _schema_problems(self._xml)
         if not self.facts.is_rgb:
             return
         try:
@@ -130,6 +132,21 @@ def _parse_ome(text: str | None) -> tuple[ET.Element, dict[str, str]]:
         raise UnreadableError("ome-xml", "the OME-XML has no image")
     ours = root.iterfind(f".//{_OME}MapAnnotation[@Namespace='{PROVENANCE_NAMESPACE}']/{_OME}Value/{_OME}M")
     return pixels, {m.attrib.get("K", ""): m.text or "" for m in ours}
+
+
+def _schema_problems(xml: str) -> Iterator[tuple[str, str]]:
+    """Check against the OME schema where ome-types, which carries it, is installed: it is for development only."""
+    try:
+        from ome_types import validate_xml
+    except ImportError:
+        return
+    try:
+        validate_xml(xml)
+    except ImportError:
+        return
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        yield "schema", f"the OME-XML does not follow the schema ({reason})"
 
 
 def _stated_mpp(pixels: ET.Element) -> tuple[float, float] | None:

@@ -42,6 +42,7 @@ class ZarrImage:
     """See :class:`mupd_wsi.validation.image.OutputImage`."""
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
+        self._path = path
         attributes: dict[str, Any] = dict(group.attrs)
         if "ome" not in attributes:
             raise UnreadableError("not-ome", f"{path.name} is a zarr group without OME 0.5 metadata")
@@ -72,10 +73,22 @@ class ZarrImage:
         """The metadata has to be of OME-Zarr 0.5, and each level's pixel size twice that of the level above."""
         if self._ome.get("version") != "0.5":
             yield "version", f"the OME metadata is of version {self._ome.get('version')}, expected 0.5"
+        yield from self._lost_shards()
         pitches = [_scale(dataset)[1:] for dataset in self._multiscale["datasets"]]
         for level, (finer, coarser) in enumerate(pairwise(pitches), start=1):
             if not np.allclose(np.multiply(finer, 2), coarser):
                 yield "scale", f"level {level} states {coarser} um/px, not twice the {finer} of the level above"
+
+    def _lost_shards(self) -> Iterator[tuple[str, str]]:
+        """Every shard that mupd-wsi writes is a file, even a blank one; zarr itself takes a lost one as blank."""
+        for level, array in enumerate(self._arrays):
+            if array.shards is None or not self.facts.has_provenance:
+                continue
+            counts = [-(-size // step) for size, step in zip(array.shape, array.shards, strict=True)]
+            folder = self._path / array.basename / "c"
+            lost = [p for p in np.ndindex(*counts) if not folder.joinpath(*map(str, p)).is_file()]
+            if lost:
+                yield "lost-shard", f"{len(lost)} shards of level {level} are missing, the first is {lost[0]}"
 
     def _read_facts(self, provenance: dict[str, Any]) -> ImageFacts:
         axes = self._multiscale["axes"]

@@ -8,7 +8,7 @@ import pytest
 
 from mupd_wsi import errors
 from mupd_wsi.cli import failures
-from mupd_wsi.cli.app import app, main
+from mupd_wsi.cli.app import app, run
 
 VERBS = sorted(app.commands)
 
@@ -17,7 +17,7 @@ def test_the_verbs_are_the_documented_ones() -> None:
     assert VERBS == ["doctor", "info", "models", "stain", "validate"]
 
 
-@pytest.mark.parametrize("statement", ["import mupd_wsi", "from mupd_wsi.cli import main; main(['--help'])"])
+@pytest.mark.parametrize("statement", ["import mupd_wsi", "from mupd_wsi.cli.app import run; run(['--help'])"])
 def test_nothing_heavy_is_imported_for_help(statement: str) -> None:
     heavy = {"torch", "numpy", "zarr", "tifffile", "skimage", "scipy", "cv2", "PIL", "openslide", "tqdm"}
     code = f"import sys; {statement}; print(sorted(set(sys.modules) & {heavy!r}), file=sys.stderr)"
@@ -27,7 +27,7 @@ def test_nothing_heavy_is_imported_for_help(statement: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--help"]) == 0
+    assert run([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "Example" in shown
     assert f"  mupd-wsi {verb}" in shown
@@ -36,7 +36,7 @@ def test_each_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str])
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     import mupd_wsi
 
-    assert main(["--version"]) == 0
+    assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"mupd-wsi {mupd_wsi.__version__}\n"
 
 
@@ -64,7 +64,7 @@ def test_the_library_exports_its_verbs() -> None:
 def test_a_wrong_request_is_one_line_and_exit_2(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments) == 2
+    assert run(arguments) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert shown.startswith("mupd-wsi: error: ")

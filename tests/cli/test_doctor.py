@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from mupd_wsi.cli import checks
-from mupd_wsi.cli.app import main
+from mupd_wsi.cli.app import run
 from mupd_wsi.errors import BundleError
 
 
 def test_doctor_finds_this_machine_well(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
+    assert run(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("torch", "OpenSlide library", "codec JPEG 2000", "CPU", "bundled model"))
     assert "fail" not in shown
 
 
 def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--json"]) == 0
+    assert run(["doctor", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["ok"]
     assert {check["status"] for check in values["checks"]} <= {"ok", "warn"}
@@ -36,7 +36,7 @@ def test_a_missing_library_fails_with_advice(
         return real(name, package)
 
     monkeypatch.setattr(checks.importlib, "import_module", without_zarr)
-    assert main(["doctor"]) == 1
+    assert run(["doctor"]) == 1
     assert "pip install zarr" in capsys.readouterr().out
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mupd_wsi.cli.app import main
+from mupd_wsi.cli.app import run
 
 
 def info_of(slide: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    assert main(["info", str(slide), "--json"]) == 0
+    assert run(["info", str(slide), "--json"]) == 0
     values: dict[str, Any] = json.loads(capsys.readouterr().out)
     return values
 
@@ -41,7 +41,7 @@ def test_absurd_pixel_size_is_shown(wrong_mpp_slide: Path, capsys: pytest.Captur
 def test_text_tells_the_same(fixture: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     slide = request.getfixturevalue(fixture)
     values = info_of(slide, capsys)
-    assert main(["info", str(slide)]) == 0
+    assert run(["info", str(slide)]) == 0
     shown = capsys.readouterr().out
     assert values["format"] in shown
     assert values["stain"]["label"] in shown
@@ -52,7 +52,7 @@ def test_text_tells_the_same(fixture: str, request: pytest.FixtureRequest, capsy
 def test_what_is_no_slide_is_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "note.svs").write_text("no slide")
     for bad in (tmp_path / "note.svs", tmp_path / "missing.svs", tmp_path):
-        assert main(["info", str(bad)]) == 3
+        assert run(["info", str(bad)]) == 3
         shown = capsys.readouterr()
         assert shown.out == ""
         assert shown.err.startswith("mupd-wsi: error: ")

@@ -7,19 +7,34 @@ import sys
 
 import pytest
 
-#: A verb that never ends by itself, in place of a long run; STUBBORN one does not stop when asked to either.
+#: A verb that never ends by itself, in place of a long run; the stubborn one does not stop when asked to either.
 SCRIPT = """
 import sys, time
 import click
-from mupd_wsi.cli import app as module
+from mupd_wsi.cli import app, main
 
 @click.command()
 def wait():
     print("ready", flush=True)
     {body}
 
-module.app.add_command(wait)
-sys.exit(module.main(["wait"]))
+app.app.add_command(wait)
+sys.argv = ["mupd-wsi", "wait"]
+sys.exit(main())
+"""
+#: The signal comes while modules are still being imported.
+EARLY = """
+import sys, types
+
+class Slow(types.ModuleType):
+    def __getattr__(self, name):
+        import time
+        print("ready", flush=True)
+        time.sleep(600)
+
+sys.modules["mupd_wsi.cli.app"] = Slow("mupd_wsi.cli.app")
+from mupd_wsi.cli import main
+sys.exit(main())
 """
 PATIENT = "time.sleep(600)"
 STUBBORN = """
@@ -31,18 +46,18 @@ STUBBORN = """
 """
 
 
-@pytest.mark.parametrize("body", [PATIENT, STUBBORN])
+@pytest.mark.parametrize("script", [SCRIPT.format(body=PATIENT), SCRIPT.format(body=STUBBORN), EARLY])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command(body: str, number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_the_command(script: str, number: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "Traceback" not in shown
+    assert shown.strip() == "mupd-wsi: stopped"
 
 
 def test_sigint_is_obeyed_where_the_shell_ignores_it() -> None:

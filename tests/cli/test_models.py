@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from mupd_wsi.cli.app import main
+from mupd_wsi.cli.app import run
 from mupd_wsi.cli.models import quality_table
 from mupd_wsi.model import find_bundle
 
 
 def test_list_names_the_shipped_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models"]) == 0
+    assert run(["models"]) == 0
     assert "mupd-mini" in capsys.readouterr().out
 
 
 def test_json_of_the_list_and_of_one_agree(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "--json"]) == 0
+    assert run(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["models"]
-    assert main(["models", "mupd-mini", "--json"]) == 0
+    assert run(["models", "mupd-mini", "--json"]) == 0
     one = json.loads(capsys.readouterr().out)
     assert one in listed
     assert len(one["targets"]) == 18
@@ -27,7 +27,7 @@ def test_json_of_the_list_and_of_one_agree(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_card_shows_targets_quality_and_limits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "mupd-mini"]) == 0
+    assert run(["models", "mupd-mini"]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("CD8a", "licence", "SHA-256", "pearson", "limit"))
 
@@ -35,7 +35,7 @@ def test_card_shows_targets_quality_and_limits(capsys: pytest.CaptureFixture[str
 def test_a_folder_is_a_model_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(find_bundle("mupd-mini"), folder)
-    assert main(["models", str(folder), "--json"]) == 0
+    assert run(["models", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "mupd-mini"
 
 
@@ -43,7 +43,7 @@ def test_a_folder_is_a_model_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_bad_bundle_is_exit_3(content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if content is not None:
         (tmp_path / "model.json").write_text(content)
-    assert main(["models", str(tmp_path)]) == 3
+    assert run(["models", str(tmp_path)]) == 3
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -6,11 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from mupd_wsi.cli.app import main
+from mupd_wsi.cli.app import run
 from mupd_wsi.cli.stain import in_bytes
 
 #: One tile of tissue on the CMU slide, level-0 pixels.
@@ -20,7 +21,7 @@ ROI = "600,900,500,400"
 def run_here(
     arguments: list[str | Path], capsys: pytest.CaptureFixture[str], code: int = 0
 ) -> pytest.CaptureResult[str]:
-    assert main([str(a) for a in arguments]) == code
+    assert run([str(a) for a in arguments]) == code
     return capsys.readouterr()
 
 
@@ -127,7 +128,7 @@ def test_ctrl_c_leaves_nothing(cmu_slide: Path, here: Path) -> None:
     process = subprocess.Popen([*command, "--steps", "500", "-v"], cwd=here, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while not list(here.iterdir()) and process.poll() is None:
-        pass  # until the writer has begun its temporary file
+        time.sleep(0.05)  # until the writer has begun its temporary file
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130

@@ -8,7 +8,7 @@ import torch
 
 from mupd_wsi.errors import SlideError, UsageError
 from mupd_wsi.training.augment import jitter_stains
-from mupd_wsi.training.fitting import CurveCounts, fit_transform
+from mupd_wsi.training.fitting import SHOWN_AREA, CurveCounts, display_windows, fit_transform
 from mupd_wsi.training.neighbours import SlideOfTiles
 from mupd_wsi.training.tiles import CropSampler, TilePlace, list_tiles, load_tiles
 
@@ -73,7 +73,7 @@ def test_calibration_keeps_the_mean_and_never_falls():
     roots = rng.gamma(2.0, 1.0, 200_000).astype(np.float32)
     real = np.clip(roots**2 * rng.exponential(1.5, roots.size), 0, 255).astype(np.uint8)
     counts = CurveCounts.empty(1)
-    counts.add(0, roots, real)
+    counts.add(roots.reshape(1, 400, 500), real.reshape(1, 400, 500))
     calibration = counts.fit()
     assert (np.diff(calibration.intensities[0]) >= 0).all()
     predicted = calibration.apply(torch.from_numpy(roots), 0).numpy()
@@ -92,3 +92,16 @@ def test_jitter_darkens_and_lightens_tissue_by_sample():
     rgb = torch.tensor([150.0, 90.0, 160.0])[None, :, None, None].expand(32, 3, 4, 4)
     brightness = jitter_stains(rgb, 1, torch.Generator().manual_seed(0)).mean(dim=(1, 2, 3))
     assert brightness.min() < 115 < 150 < brightness.max()
+
+
+def test_window_shows_the_area_that_is_really_positive():
+    rng = np.random.default_rng(0)
+    real = np.zeros((1, 1, 512, 512), np.uint8)
+    real[0, 0, :64, :64] = 200  # 1.6 % of the area
+    haze = np.where(real[0] > 0, rng.normal(1.5, 0.2, real[0].shape), rng.gamma(2, 0.2, real[0].shape))
+    counts = CurveCounts.empty(1)
+    counts.add(haze.astype(np.float32), real[0])
+    ((low, high),) = display_windows(counts.pixels, lambda root, _: root.square(), real)
+    shown = (haze**2 > low).mean()
+    assert shown == pytest.approx(SHOWN_AREA * 64 * 64 / 512**2, rel=0.1)
+    assert (haze**2 > high).mean() == pytest.approx(0.002, abs=0.001)

@@ -1,0 +1,86 @@
+"""Nothing under the final name before it is complete: hidden temporary names, fsync, and atomic replacement."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mupd_wsi.errors import MupdError, OutputError
+
+
+def hidden_sibling(path: Path, purpose: str) -> Path:
+    """A new hidden name beside ``path``, on the same disk: ``.<name>.<purpose>-<process>-<random>``."""
+    return path.with_name(f".{path.name}.{purpose}-{os.getpid()}-{secrets.token_hex(3)}")
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says about writing into an error that names the output and says what to do.
+
+    Raises:
+        OutputError: the block has raised an OSError.
+    """
+    try:
+        yield
+    except MupdError:
+        raise
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise OutputError(
+            f"cannot write {path}: {reason}; free some space there or choose another place with -o"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk itself (where the system lets a folder be synced)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Have the content of a closed file on the disk itself."""
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def move_file(temporary: Path, final: Path) -> None:
+    """Give a finished file its final name, replacing what is there in one step."""
+    sync_file(temporary)
+    temporary.replace(final)
+    sync_folder(final.parent)
+
+
+def move_folder(temporary: Path, final: Path) -> None:
+    """Give a finished folder its final name; what is there is moved aside first and deleted last."""
+    for part in temporary.rglob("*"):
+        if part.is_file():
+            sync_file(part)
+    aside = hidden_sibling(final, "replaced") if final.exists() or final.is_symlink() else None
+    if aside is not None:
+        final.rename(aside)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if aside is not None:
+            aside.rename(final)
+        raise
+    sync_folder(final.parent)
+    if aside is not None:
+        remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, link or folder; that there is none is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

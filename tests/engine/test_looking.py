@@ -1,0 +1,53 @@
+"""How a slide is judged before a run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mupd_wsi.engine.looking import PROBES, look_at, probe_places
+from mupd_wsi.geometry import Region, Size, output_size
+from mupd_wsi.slides import open_slide
+from mupd_wsi.tissue import TissueMask
+
+
+def test_probes_lie_on_tissue_and_are_spread():
+    mask = np.zeros((200, 100), bool)
+    mask[20:180, 30:70] = True
+    places = probe_places(TissueMask(mask, 26.0), Size(2000, 4000), 1.3)
+    assert len(places) == PROBES
+    assert all(TissueMask(mask, 26.0).fraction(place, 1.3) >= 0.8 for place in places)
+    assert max(p.y for p in places) - min(p.y for p in places) > 2000
+
+
+def test_slide_without_tissue_has_no_probes():
+    assert probe_places(TissueMask(np.zeros((10, 10), bool), 26.0), Size(200, 200), 1.3) == ()
+
+
+def test_scattered_tissue_is_probed_where_most_of_it_is():
+    mask = np.zeros((50, 50), bool)
+    mask[10:13, 10:13] = True
+    places = probe_places(TissueMask(mask, 26.0), Size(1000, 1000), 1.3)
+    assert len(places) == 1
+    assert places[0].intersection(Region(200, 200, 60, 60)) is not None
+
+
+def test_pale_biopsy_is_weaker_than_the_dense_section(cmu_slide, eas2_slide):
+    strengths = []
+    for path in (eas2_slide, cmu_slide):
+        with open_slide(path) as slide:
+            look = look_at(slide, 1.3)
+            assert look.guess.is_he
+            assert look.tissue.fraction(Region(0, 0, *_whole(slide)), 1.3) > 0.02
+            assert look.staining is not None
+            strengths.append(look.staining.strength[0])
+    assert strengths[0] < 1.2 * strengths[1]
+
+
+def test_fluorescence_has_no_staining(fluorescence_slide):
+    with open_slide(fluorescence_slide) as slide:
+        assert look_at(slide, 1.3).staining is None
+
+
+def _whole(slide):
+    size = output_size(slide.size, slide.mpp, 1.3)
+    return size.width, size.height
