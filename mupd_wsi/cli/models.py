@@ -50,6 +50,10 @@ def as_json(info: ModelInfo) -> dict[str, Any]:
         "tile": info.tile,
         "halo": info.halo,
         "sample_steps": info.steps,
+        "display_window": {
+            readout: {name: list(window) for name, window in zip(info.panel.names, windows, strict=True)}
+            for readout, windows in info.display_window.items()
+        },
         "weights_sha256": info.weights_sha256,
         "training": dict(info.training),
         "metrics": dict(info.metrics),
