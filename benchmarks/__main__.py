@@ -85,7 +85,7 @@ def height(folder: Path, _runs: int) -> list[Figure]:
     for repeat in (1, 2, 4):
         slide = folder / f"height-{repeat}.tif"
         command = [sys.executable, str(HERE.parent / "sample_data" / "make_synthetic_slide.py"), str(slide)]
-        measured_run([*command, "--width", "3072", "--height", str(3072 * repeat), "--mpp", "1.3"])
+        measured_run([*command, "--size", f"3072x{3072 * repeat}", "--mpp", "1.3"])
         peaks.append(stain(slide, "all", folder).peak_bytes)
     return [
         Figure("peak memory at 2 x the height", peaks[1] / peaks[0], "x", 1.10),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mupd_wsi.model import SampleOptions, Stainer
 
 #: The network's answers are taken in groups of at most this size, so that few wait for a group's slowest tile.
-GROUP_BYTES: Final = 64 * 2**20
+GROUP_BYTES: Final = 128 * 2**20
 MAX_GROUP_BATCHES: Final = 4
 #: How strongly a tile is stained is judged from every n-th pixel of every n-th row.
 SCORE_STEP: Final = 4

@@ -92,11 +92,7 @@ class Stainer:
         """
         wanted = tuple(range(len(self.info.panel)) if channels is None else channels)
         if self._threads is not None:
-            jobs = [
-                self._threads.submit(self._stain_batch, rgb[i : i + 1], origins[i : i + 1], options, wanted)
-                for i in range(len(rgb))
-            ]
-            return np.concatenate([job.result() for job in jobs])
+            return self._stain_by_threads(self._threads, rgb, origins, options, wanted)
         parts = []
         for start in range(0, len(rgb), self.batch_size):
             batch, places = rgb[start : start + self.batch_size], list(origins[start : start + self.batch_size])
@@ -111,6 +107,23 @@ class Stainer:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
+    def _stain_by_threads(
+        self,
+        threads: ThreadPoolExecutor,
+        rgb: NDArray[np.uint8],
+        origins: Sequence[tuple[int, int]],
+        options: SampleOptions,
+        wanted: tuple[int, ...],
+    ) -> NDArray[np.float32]:
+        out = np.empty((len(rgb), len(wanted), *rgb.shape[1:3]), np.float32)
+
+        def stain_one(i: int) -> None:
+            out[i : i + 1] = self._stain_batch(rgb[i : i + 1], origins[i : i + 1], options, wanted)
+
+        for job in [threads.submit(stain_one, i) for i in range(len(rgb))]:
+            job.result()
+        return out
+
     @torch.inference_mode()
     def _stain_batch(
         self,
@@ -124,7 +137,7 @@ class Stainer:
 
         def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
             x0: Tensor = self._network(image, t, None if noisy is None else noisy.to(self._dtype))
-            return x0.float()
+            return x0.float().contiguous()
 
         if options.readout == "mean":
             root = self.info.transform.root(read_out(predict, len(rgb), pixels.device))
