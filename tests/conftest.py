@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
+from scripts import ROOT, load_script
 
-ROOT = Path(__file__).resolve().parent.parent
 REAL_SLIDES = ROOT.parent / "shared" / "data" / "slides"
 
 
@@ -22,17 +20,6 @@ class SyntheticSlide(Protocol):
     def __call__(
         self, width: int = 1300, height: int = 900, mpp: float | None = 0.5, style: str = "svs", seed: int = 0
     ) -> Path: ...
-
-
-def load_script(name: str) -> Any:
-    """Import a script of ``sample_data``, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "sample_data" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_tiled(path: Path, pixels: NDArray[np.uint8], mpp: float | None) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import openslide
 import pytest
 import pyvips
-from conftest import ROOT, load_script
+from scripts import ROOT, load_script
 
 from mupd_wsi.geometry import Region
 from mupd_wsi.slides import open_slide
