@@ -7,6 +7,7 @@ two tiles that share a pixel would then disagree about it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -95,46 +96,91 @@ class TransformerBlock(nn.Module):
         self.streams = nn.ModuleDict({n: CrossAttentionStream(width, w, heads) for n, w in streams.items()})
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.Hardswish(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, shared_modulation: Tensor, contexts: dict[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, shared_modulation: Tensor, contexts: dict[str, Tensor], lead: int = 0) -> Tensor:
         """Residual update.
 
         Args:
-            x: (B, H, W, D), H and W multiples of the window.
+            x: (B, H, W, D).
             shared_modulation: (B, 6, D) from the flow time, the same for all blocks (PixArt, arXiv 2310.00426).
             contexts: by stream name; "image" as a map (B, H, W, E) that is cut into the same windows as x, the others
                 as token lists (B, M, E) that every window of the sample sees. Absent streams are left out.
+            lead: tokens before the first whole window, on both axes: where the tile begins inside a window.
         """
-        grid = x.shape[1:3]
-        per_sample = (grid[0] // self.window) * (grid[1] // self.window)
+        rows = []
+        for down in spans(x.shape[1], lead, self.window):
+            row = []
+            for across in spans(x.shape[2], lead, self.window):
+                part = (slice(None), down.place, across.place)
+                local = {name: c[part] if c.ndim == 4 else c for name, c in contexts.items()}
+                row.append(self._windows(x[part], shared_modulation, local, down, across))
+            rows.append(torch.cat(row, dim=2) if len(row) > 1 else row[0])
+        return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
+
+    def _windows(
+        self, x: Tensor, shared_modulation: Tensor, contexts: dict[str, Tensor], down: Span, across: Span
+    ) -> Tensor:
+        """The update of a part that is cut into windows of one size."""
+        grid, side = x.shape[1:3], (down.window, across.window)
+        per_sample = (grid[0] // side[0]) * (grid[1] // side[1])
+        position = self.position.reshape(self.window, self.window, -1)[down.cells, across.cells].flatten(0, 1)
         modulation = (shared_modulation + self.modulation).repeat_interleave(per_sample, dim=0)[:, :, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(dim=1)  # each (N, 1, D)
-        tokens = to_windows(x, self.window)  # (N, L, D)
-        tokens = tokens + gate1 * self._self_attention(modulate(self.norms[0](tokens), shift1, scale1))
-        query = _split_heads(self.cross_query(self.norms[1](tokens) + self.position), self.heads)
+        tokens = to_windows(x, side)  # (N, L, D)
+        tokens = tokens + gate1 * self._self_attention(modulate(self.norms[0](tokens), shift1, scale1) + position)
+        query = _split_heads(self.cross_query(self.norms[1](tokens) + position), self.heads)
         for name, context in contexts.items():
-            local = to_windows(context, self.window) if context.ndim == 4 else context.repeat_interleave(per_sample, 0)
+            local = to_windows(context, side) if context.ndim == 4 else context.repeat_interleave(per_sample, 0)
             tokens = tokens + self.streams[name](query, local)
         tokens = tokens + gate2 * self.perceptron(modulate(self.norms[2](tokens), shift2, scale2))
-        return from_windows(tokens, self.window, grid[0], grid[1])
+        return from_windows(tokens, side, grid[0], grid[1])
 
     def _self_attention(self, tokens: Tensor) -> Tensor:
-        query, key, value = (
-            _split_heads(part, self.heads) for part in self.query_key_value(tokens + self.position).chunk(3, dim=-1)
-        )
+        query, key, value = (_split_heads(part, self.heads) for part in self.query_key_value(tokens).chunk(3, dim=-1))
         return cast(Tensor, self.attention_out(_join_heads(F.scaled_dot_product_attention(query, key, value))))
 
 
-def to_windows(x: Tensor, window: int) -> Tensor:
-    """Cut (B, H, W, D) into windows (B * H/w * W/w, w * w, D)."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of tokens along one axis that is cut into windows of one size.
+
+    Attributes:
+        place: where it lies in the tile.
+        cells: which cells of a whole window its windows have.
+    """
+
+    place: slice
+    cells: slice
+
+    @property
+    def window(self) -> int:
+        """Tokens of one of its windows."""
+        return int(self.cells.stop - self.cells.start)
+
+
+def spans(extent: int, lead: int, window: int) -> list[Span]:
+    """Cut an axis of ``extent`` tokens into the end of a window (``lead`` tokens), whole windows, the start of one."""
+    lead = min(lead % window, extent)
+    whole = (extent - lead) // window * window
+    rest = extent - lead - whole
+    cuts = [
+        Span(slice(0, lead), slice(window - lead, window)),
+        Span(slice(lead, lead + whole), slice(0, window)),
+        Span(slice(lead + whole, extent), slice(0, rest)),
+    ]
+    return [cut for cut in cuts if cut.place.stop > cut.place.start]
+
+
+def to_windows(x: Tensor, side: tuple[int, int]) -> Tensor:
+    """Cut (B, H, W, D) into windows (B * H/h * W/w, h * w, D) of ``side`` (h, w)."""
     b, h, w, d = x.shape
-    cut = x.reshape(b, h // window, window, w // window, window, d).permute(0, 1, 3, 2, 4, 5)
-    return cut.reshape(-1, window * window, d)
+    cut = x.reshape(b, h // side[0], side[0], w // side[1], side[1], d).permute(0, 1, 3, 2, 4, 5)
+    return cut.reshape(-1, side[0] * side[1], d)
 
 
-def from_windows(tokens: Tensor, window: int, height: int, width: int) -> Tensor:
+def from_windows(tokens: Tensor, side: tuple[int, int], height: int, width: int) -> Tensor:
     """The inverse of :func:`to_windows`."""
-    rows, columns, d = height // window, width // window, tokens.shape[-1]
-    cut = tokens.reshape(-1, rows, columns, window, window, d).permute(0, 1, 3, 2, 4, 5)
+    rows, columns, d = height // side[0], width // side[1], tokens.shape[-1]
+    cut = tokens.reshape(-1, rows, columns, side[0], side[1], d).permute(0, 1, 3, 2, 4, 5)
     return cut.reshape(-1, height, width, d)
 
 

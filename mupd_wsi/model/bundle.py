@@ -44,6 +44,7 @@ class ModelInfo:
         mpp: um/px of input and output.
         tile: side of the square that the network is given, px, halo included.
         halo: px on each side of a tile that are computed and thrown away.
+        lead: px of a tile before its first whole attention window; the same for all tiles, which so share windows.
         network: shape of the network.
         transform: between intensities and what the network predicts.
         calibration: from the read-out to expected intensities.
@@ -65,6 +66,7 @@ class ModelInfo:
     mpp: float
     tile: int
     halo: int
+    lead: int
     network: NetworkConfig
     transform: TargetTransform
     calibration: Calibration
@@ -86,9 +88,13 @@ class ModelInfo:
             raise BundleError(f"model {self.name}: display_window needs 'mean' and 'sample'")
         if any(not 0 <= low < high for windows in self.display_window.values() for low, high in windows):
             raise BundleError(f"model {self.name}: every display window must lie above 0 and rise")
-        window = self.network.window_px
-        if self.tile % window or (self.tile - 2 * self.halo) % window or not 0 <= self.halo < self.tile // 2:
-            raise BundleError(f"model {self.name}: tile {self.tile} and core must be multiples of {window} px")
+        window, stride = self.network.window_px, self.network.trunk_stride
+        core = self.tile - 2 * self.halo
+        if core < 1 or core % window or not 0 <= self.lead <= self.halo or self.lead % stride or self.halo % stride:
+            raise BundleError(
+                f"model {self.name}: a tile's core must be a multiple of {window} px, halo and lead of {stride} px, "
+                f"got tile {self.tile}, halo {self.halo}, lead {self.lead}"
+            )
 
 
 def bundled_models() -> tuple[str, ...]:

@@ -64,16 +64,18 @@ class MuPDNetwork(nn.Module):
         noisy: Tensor | None = None,
         text: Tensor | None = None,
         rna: Tensor | None = None,
+        lead: int = 0,
     ) -> Tensor:
         """Predict x0.
 
         Args:
-            image: H&E features (B, image_channels, H, W), H and W multiples of ``config.window_px``; None is the
+            image: H&E features (B, image_channels, H, W), H and W multiples of ``config.trunk_stride``; None is the
                 unconditional case (then ``noisy`` gives the shape).
             t: flow time in [0, 1], (B,).
             noisy: x_t (B, targets, H, W); None stands for zeros, the one-pass read-out at t = 1.
             text: text tokens (B, M, text_width), or None.
             rna: RNA tokens (B, M, rna_width), or None.
+            lead: trunk tokens before the first whole attention window, on both axes.
 
         Returns:
             x0 (B, targets, H, W), in the standardised space of the training targets.
@@ -89,7 +91,7 @@ class MuPDNetwork(nn.Module):
             x = down(space_to_depth(x, 2))
         modulation = self.trunk_modulation(time).reshape(len(t), 6, -1)
         for block in self.trunk:
-            x = block(x, modulation, contexts)
+            x = block(x, modulation, contexts, lead)
         for level in reversed(range(len(skips))):
             x = depth_to_space(self.ups[level](x), 2)
             x = self.merges[level](torch.cat([x, skips[level]], dim=-1))

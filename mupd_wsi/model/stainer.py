@@ -82,7 +82,7 @@ class Stainer:
         """Stain tiles.
 
         Args:
-            rgb: uint8 (B, H, W, 3), H and W multiples of ``info.network.window_px``; halo included.
+            rgb: uint8 (B, H, W, 3), H and W multiples of ``info.network.trunk_stride``; halo included.
             origins: (x, y) of each tile's top left corner on the slide, output pixels; may be negative.
             options: the read-out.
             channels: markers to return, in this order; None means all.
@@ -134,9 +134,10 @@ class Stainer:
     ) -> NDArray[np.float32]:
         pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
         image = image_features(pixels).to(self._dtype)
+        lead = self.info.lead // self.info.network.trunk_stride
 
         def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
-            x0: Tensor = self._network(image, t, None if noisy is None else noisy.to(self._dtype))
+            x0: Tensor = self._network(image, t, None if noisy is None else noisy.to(self._dtype), lead=lead)
             return x0.float().contiguous()
 
         if options.readout == "mean":

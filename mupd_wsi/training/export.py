@@ -26,7 +26,8 @@ from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
 from mupd_wsi.training.recipe import Recipe, load_recipe
 from mupd_wsi.training.tiles import PairedTiles, TilePlace, load_tiles
 
-TILE, HALO = 640, 64
+# Cores begin and end half a window (64 px) inside one, and 48 px of convolutions lie before and after the trunk.
+TILE, HALO, LEAD = 736, 112, 48
 SAMPLED_TILES = 10  # train tiles that the window of the draws is taken from
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -106,6 +107,7 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
         mpp=recipe.mpp,
         tile=TILE,
         halo=HALO,
+        lead=LEAD,
         network=recipe.network_config,
         transform=transform,
         calibration=identity,
