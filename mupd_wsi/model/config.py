@@ -21,8 +21,8 @@ class NetworkConfig:
         trunk_width: width of the transformer blocks at the coarsest scale.
         trunk_depth: number of transformer blocks.
         trunk_heads: attention heads.
-        window: side of the attention windows in trunk tokens; windows are anchored at the tile's corner, and
-            tiles lie on a grid of whole windows, so every tile cuts the slide into the same windows.
+        window: side of the attention windows in trunk tokens; the model's card says where in a tile they begin,
+            the same for all tiles, so every tile cuts the slide into the same windows.
         kernel: side of the depthwise convolutions.
         context_width: width of the image stream's key and value tokens.
         text_width: width of text tokens; 0 leaves the stream out.

@@ -21,7 +21,7 @@ from mupd_wsi.model.flow import euler_states, read_out
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise
 
-MAX_CPU_THREADS: Final = 8  # each holds one tile's activations (about 120 MB at 640 px)
+MAX_CPU_THREADS: Final = 8  # each holds one tile's activations
 CUDA_BATCH: Final = 16
 
 
