@@ -46,7 +46,7 @@ __all__ = ["Progress", "StainOptions", "StainPlan", "StainResult", "plan_stain",
 
 #: More markers than this are counted in the preview's subtitle; its legend names them all.
 MAX_NAMED_MARKERS: Final = 6
-#: Tiles and what the network made of them, float32 (tiles, channels, side, side).
+#: Tiles and what the network made of them, float32 (tiles, channels, core, core).
 Stained = tuple[Sequence[Tile], NDArray[np.float32]]
 
 

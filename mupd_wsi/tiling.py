@@ -38,12 +38,13 @@ class Tile:
         """The core's part of what the network made of the tile.
 
         Args:
-            pixels: (channels, side, side).
+            pixels: (channels, n, n), the inner n px of the tile's square.
 
         Returns:
             A view, (channels, core height, core width).
         """
-        x, y = self.core.x - self.origin[0], self.core.y - self.origin[1]
+        margin = (self.side - pixels.shape[-1]) // 2
+        x, y = self.core.x - self.origin[0] - margin, self.core.y - self.origin[1] - margin
         return pixels[:, y : y + self.core.height, x : x + self.core.width]
 
 

@@ -48,12 +48,18 @@ class StandInStainer:
         self.origins: list[tuple[int, int]] = []
 
     def stain(
-        self, rgb: NDArray[np.uint8], origins: Sequence[tuple[int, int]], options: Any, channels: Sequence[int]
+        self,
+        rgb: NDArray[np.uint8],
+        origins: Sequence[tuple[int, int]],
+        options: Any,
+        channels: Sequence[int],
+        margin: int,
     ) -> NDArray[np.float32]:
         del options
         assert rgb.shape == (len(origins), self.info.tile, self.info.tile, 3)
         self.origins += list(origins)
-        return np.moveaxis(255 - rgb[..., list(channels)].astype(np.float32), 3, 1)
+        inner = slice(margin, -margin or None)
+        return np.moveaxis(255 - rgb[:, inner, inner, list(channels)].astype(np.float32), 3, 1)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -85,7 +85,7 @@ class StainJob:
     def tiles_at_once(self) -> int:
         """Tiles handed to the network in one call: a few batches, so that its threads seldom wait for each other."""
         batch = self.stainer.batch_size
-        answer = batch * len(self.channels) * self.grid.side**2 * 4
+        answer = batch * len(self.channels) * self.grid.core**2 * 4
         return batch * max(1, min(MAX_GROUP_BATCHES, GROUP_BYTES // answer))
 
     def tiles(self) -> Iterator[Tile]:
@@ -105,8 +105,9 @@ class StainJob:
         return rgb[(rows - y)[:, None], columns - x]
 
     def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run the network: float32 (tiles, channels, side, side), intensities."""
-        return self.stainer.stain(np.stack(rgb), [tile.origin for tile in tiles], self.sampling, self.channels)
+        """Run the network: float32 (tiles, channels, grid.core, grid.core), intensities without the halo."""
+        origins = [tile.origin for tile in tiles]
+        return self.stainer.stain(np.stack(rgb), origins, self.sampling, self.channels, self.grid.halo)
 
     def render(self, core: Region, intensities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
         """What is written of a core, and how strongly it is stained.

@@ -66,7 +66,7 @@ def peak_memory(job: StainJob) -> int:
     """
     group, tile = job.tiles_at_once, job.grid.side**2
     activations = job.stainer.batch_size * tile * ACTIVATION_BYTES_PER_PIXEL
-    answers = 3 * group * len(job.channels) * tile * 4
+    answers = 3 * group * len(job.channels) * job.grid.core**2 * 4
     ahead = (2 * group + job.workers) * tile * 3
     bands = 3 * job.spec.samples * job.grid.core * job.spec.size.width
     return BASE_MEMORY + activations + answers + ahead + bands

@@ -96,7 +96,9 @@ class TransformerBlock(nn.Module):
         self.streams = nn.ModuleDict({n: CrossAttentionStream(width, w, heads) for n, w in streams.items()})
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.Hardswish(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, shared_modulation: Tensor, contexts: dict[str, Tensor], lead: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, shared_modulation: Tensor, contexts: dict[str, Tensor], leads: tuple[int, int] = (0, 0)
+    ) -> Tensor:
         """Residual update.
 
         Args:
@@ -104,12 +106,12 @@ class TransformerBlock(nn.Module):
             shared_modulation: (B, 6, D) from the flow time, the same for all blocks (PixArt, arXiv 2310.00426).
             contexts: by stream name; "image" as a map (B, H, W, E) that is cut into the same windows as x, the others
                 as token lists (B, M, E) that every window of the sample sees. Absent streams are left out.
-            lead: tokens before the first whole window, on both axes: where the tile begins inside a window.
+            leads: tokens before the first whole window, down and across: where the tile begins inside a window.
         """
         rows = []
-        for down in spans(x.shape[1], lead, self.window):
+        for down in spans(x.shape[1], leads[0], self.window):
             row = []
-            for across in spans(x.shape[2], lead, self.window):
+            for across in spans(x.shape[2], leads[1], self.window):
                 part = (slice(None), down.place, across.place)
                 local = {name: c[part] if c.ndim == 4 else c for name, c in contexts.items()}
                 row.append(self._windows(x[part], shared_modulation, local, down, across))

@@ -13,6 +13,7 @@ from mupd_wsi.model.blocks import (
     space_to_depth,
 )
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.extents import Extent, Needs, cut, needs
 
 
 class MuPDNetwork(nn.Module):
@@ -65,6 +66,7 @@ class MuPDNetwork(nn.Module):
         text: Tensor | None = None,
         rna: Tensor | None = None,
         lead: int = 0,
+        margin: int = 0,
     ) -> Tensor:
         """Predict x0.
 
@@ -76,29 +78,51 @@ class MuPDNetwork(nn.Module):
             text: text tokens (B, M, text_width), or None.
             rna: RNA tokens (B, M, rna_width), or None.
             lead: trunk tokens before the first whole attention window, on both axes.
+            margin: px on each side that are not wanted, a multiple of ``config.patch``. What they are needed for is
+                still computed, and nothing more.
 
         Returns:
-            x0 (B, targets, H, W), in the standardised space of the training targets.
+            x0 (B, targets, H - 2 * margin, W - 2 * margin), in the standardised space of the training targets.
         """
         time = self.time(t).to(self.trunk_modulation.weight.dtype)
         x, contexts = self._embed(image, noisy)
         contexts |= {name: tokens for name, tokens in (("text", text), ("rna", rna)) if tokens is not None}
-        skips = []
-        for blocks, down in zip(self.down_stages, self.downs, strict=True):
-            for block in blocks:  # type: ignore[attr-defined]  # a ModuleList, typed as Module by torch
-                x = block(x, time)
-            skips.append(x)
-            x = down(space_to_depth(x, 2))
+        stride, window = self.config.trunk_stride, self.config.window
+        parts = [needs(self.config, tokens * self.config.patch, lead * stride, margin) for tokens in x.shape[1:3]]
+        whole = [Extent(0, tokens * self.config.patch) for tokens in x.shape[1:3]]
+        trunk = [part.down[-1] for part in parts]
+        maps = {name: cut(c, whole, trunk, stride) if c.ndim == 4 else c for name, c in contexts.items()}
+        leads = tuple((lead - part.start // stride) % window for part in trunk)
+        x, skips = self._descend(cut(x, whole, [part.down[0] for part in parts], self.config.patch), parts, time)
         modulation = self.trunk_modulation(time).reshape(len(t), 6, -1)
         for block in self.trunk:
-            x = block(x, modulation, contexts, lead)
+            x = block(x, modulation, maps, leads)
+        x = self._ascend(x, skips, parts, time)
+        out = self.head(self.head_norm(x.to(self.head.weight.dtype)))
+        return depth_to_space(out, self.config.patch).permute(0, 3, 1, 2)
+
+    def _descend(self, x: Tensor, parts: list[Needs], time: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The way down: what the trunk is given, and what each stage keeps for the way up."""
+        skips = []
+        for level, (blocks, down) in enumerate(zip(self.down_stages, self.downs, strict=True)):
+            for block in blocks:  # type: ignore[attr-defined]  # a ModuleList, typed as Module by torch
+                x = block(x, time)
+            given, stride = [part.down[level] for part in parts], self.config.patch * 2**level
+            skips.append(cut(x, given, [part.up[level] for part in parts], stride))
+            x = down(space_to_depth(cut(x, given, [part.down[level + 1] for part in parts], stride), 2))
+        return x, skips
+
+    def _ascend(self, x: Tensor, skips: list[Tensor], parts: list[Needs], time: Tensor) -> Tensor:
+        """The way up, from what the trunk gives to the features that are wanted."""
+        given = [part.down[-1] for part in parts]
         for level in reversed(range(len(skips))):
-            x = depth_to_space(self.ups[level](x), 2)
+            kept, stride = [part.up[level] for part in parts], self.config.patch * 2**level
+            x = depth_to_space(self.ups[level](cut(x, given, kept, 2 * stride)), 2)
             x = self.merges[level](torch.cat([x, skips[level]], dim=-1))
             for block in self.up_stages[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, time)
-        out = self.head(self.head_norm(x.to(self.head.weight.dtype)))
-        return depth_to_space(out, self.config.patch).permute(0, 3, 1, 2)
+            given = kept
+        return cut(x, given, [part.wanted for part in parts], self.config.patch)
 
     def as_precision(self, dtype: torch.dtype) -> MuPDNetwork:
         """Convert the weights, all but the time embedding's and the head's: those stay fp32, so that what comes out is

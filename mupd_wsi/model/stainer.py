@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,14 @@ class SampleOptions:
             raise UsageError(f"seed must lie between 0 and 2**64 - 1, got {self.seed}")
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is returned of a tile: these channels, without ``margin`` px on each side."""
+
+    channels: tuple[int, ...]
+    margin: int
+
+
 class Stainer:
     """A model on a device, ready to stain tiles.
 
@@ -78,6 +87,7 @@ class Stainer:
         origins: Sequence[tuple[int, int]],
         options: SampleOptions,
         channels: Sequence[int] | None = None,
+        margin: int = 0,
     ) -> NDArray[np.float32]:
         """Stain tiles.
 
@@ -86,11 +96,14 @@ class Stainer:
             origins: (x, y) of each tile's top left corner on the slide, output pixels; may be negative.
             options: the read-out.
             channels: markers to return, in this order; None means all.
+            margin: px of the halo that are not returned, a multiple of the network's patch: what they are not needed
+                for is not computed.
 
         Returns:
-            float32 (B, len(channels), H, W): intensities in the units of the training stain, 0-255. The halo is kept.
+            float32 (B, len(channels), H - 2 * margin, W - 2 * margin): intensities in the units of the training stain,
+            0-255.
         """
-        wanted = tuple(range(len(self.info.panel)) if channels is None else channels)
+        wanted = Wanted(tuple(range(len(self.info.panel)) if channels is None else channels), margin)
         if self._threads is not None:
             return self._stain_by_threads(self._threads, rgb, origins, options, wanted)
         parts = []
@@ -113,9 +126,10 @@ class Stainer:
         rgb: NDArray[np.uint8],
         origins: Sequence[tuple[int, int]],
         options: SampleOptions,
-        wanted: tuple[int, ...],
+        wanted: Wanted,
     ) -> NDArray[np.float32]:
-        out = np.empty((len(rgb), len(wanted), *rgb.shape[1:3]), np.float32)
+        height, width = (side - 2 * wanted.margin for side in rgb.shape[1:3])
+        out = np.empty((len(rgb), len(wanted.channels), height, width), np.float32)
 
         def stain_one(i: int) -> None:
             out[i : i + 1] = self._stain_batch(rgb[i : i + 1], origins[i : i + 1], options, wanted)
@@ -130,23 +144,25 @@ class Stainer:
         rgb: NDArray[np.uint8],
         origins: Sequence[tuple[int, int]],
         options: SampleOptions,
-        wanted: tuple[int, ...],
+        wanted: Wanted,
     ) -> NDArray[np.float32]:
         pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
         image = image_features(pixels).to(self._dtype)
         lead = self.info.lead // self.info.network.trunk_stride
 
-        def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
-            x0: Tensor = self._network(image, t, None if noisy is None else noisy.to(self._dtype), lead=lead)
+        def predict(noisy: Tensor | None, t: Tensor, margin: int = 0) -> Tensor:
+            x0: Tensor = self._network(image, t, None if noisy is None else noisy.to(self._dtype), lead=lead, margin=margin)
             return x0.float().contiguous()
 
         if options.readout == "mean":
-            root = self.info.transform.root(read_out(predict, len(rgb), pixels.device))
-            planes = [self.info.calibration.apply(root[:, c], c) for c in wanted]
+            x0 = read_out(partial(predict, margin=wanted.margin), len(rgb), pixels.device)
+            root = self.info.transform.root(x0)
+            planes = [self.info.calibration.apply(root[:, c], c) for c in wanted.channels]
         else:
             *_, x0 = euler_states(predict, self._noise(rgb.shape, origins, options.seed), self._steps(options))
-            root = self.info.transform.root(x0)
-            planes = [root[:, c].square() for c in wanted]
+            inner = slice(wanted.margin, -wanted.margin or None)
+            root = self.info.transform.root(x0[:, :, inner, inner])
+            planes = [root[:, c].square() for c in wanted.channels]
         return torch.stack(planes, dim=1).clamp_(0, 255).cpu().numpy()
 
     def _steps(self, options: SampleOptions) -> int:

@@ -19,11 +19,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training", description=__doc__)
     parser.add_argument("recipe", type=Path, help="YAML file, e.g. training/recipes/mupd-mini.yaml")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and the log")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of the network")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, each with a share of every batch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     try:
-        trainer = Trainer(load_recipe(arguments.recipe), arguments.run)
+        trainer = Trainer(load_recipe(arguments.recipe), arguments.run, arguments.threads)
         trainer.resume()
         trainer.run(_print)
     except MupdError as error:

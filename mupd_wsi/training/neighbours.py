@@ -61,8 +61,9 @@ def stain_tiles(
         left, top = place.x * slide.tile, place.y * slide.tile
         corners = [(left + x, top + y) for y in range(0, slide.tile, core) for x in range(0, slide.tile, core)]
         origins = [(x - halo, y - halo) for x, y in corners]
-        stained = stainer.stain(np.stack([slide.read(x, y, side) for x, y in origins]), origins, options)
+        tiles = np.stack([slide.read(x, y, side) for x, y in origins])
+        stained = stainer.stain(tiles, origins, options, margin=halo)
         out = np.empty((stained.shape[1], slide.tile, slide.tile), np.float32)
-        for (x, y), pixels in zip(corners, stained[:, :, halo : halo + core, halo : halo + core], strict=True):
+        for (x, y), pixels in zip(corners, stained, strict=True):
             out[:, y - top : y - top + core, x - left : x - left + core] = pixels
         yield out

@@ -29,7 +29,11 @@ class Recipe:
         warmup: steps until that peak.
         weight_decay: AdamW's, on matrices.
         ema_decay: of the exponential moving average of the weights, which is what is kept.
-        generative_from: fraction of the steps after which half of each batch is trained at random flow times.
+        start_from: folder of the bundle whose weights the run begins with; None begins at random.
+        generative_from: fraction of the steps after which a part of each batch is trained at random flow times.
+        generative_share: that part.
+        intensity_share: part of the read-out's loss that is taken on intensities, at the pixel and on means over squares
+            (:data:`mupd_wsi.training.objective.SCALES`); the rest is taken on standardised roots, pixel by pixel.
         positive_share: fraction of crops drawn where some marker is bright, rather than anywhere on tissue.
         color_jitter: strength of the stain-space colour augmentation; 0 turns it off.
         seed: of weights, crops, augmentation and noise.
@@ -50,7 +54,10 @@ class Recipe:
     warmup: int = 200
     weight_decay: float = 0.02
     ema_decay: float = 0.999
+    start_from: Path | None = None
     generative_from: float = 0.6
+    generative_share: float = 0.5
+    intensity_share: float = 0.0
     positive_share: float = 0.5
     color_jitter: float = 1.0
     seed: int = 0
@@ -65,7 +72,7 @@ class Recipe:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; ``data`` is relative to the recipe's own folder.
+    """Read a recipe; ``data`` and ``start_from`` are relative to the recipe's own folder.
 
     Raises:
         UsageError: the file is no mapping, has unknown settings, or lacks one.
@@ -83,10 +90,13 @@ def load_recipe(path: Path) -> Recipe:
                 "markers": tuple(values["markers"]),
                 "limits": tuple(values.get("limits", ())),
                 "data": (path.parent / values["data"]).resolve(),
+                "start_from": (path.parent / start).resolve() if (start := values.get("start_from")) else None,
             }
         )
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path}: the recipe is incomplete: {error}") from error
     if recipe.crop % recipe.network_config.window_px:
         raise UsageError(f"{path}: crop {recipe.crop} must be a multiple of {recipe.network_config.window_px} px")
+    if not (0 <= recipe.generative_share < 1 and 0 <= recipe.intensity_share <= 1):
+        raise UsageError(f"{path}: generative_share must lie in [0, 1), intensity_share in [0, 1]")
     return recipe

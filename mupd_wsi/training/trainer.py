@@ -19,19 +19,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mupd_wsi.errors import UsageError
+from mupd_wsi.model.bundle import read_info, read_weights
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import interpolate
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.augment import jitter_stains
 from mupd_wsi.training.fitting import fit_transform
+from mupd_wsi.training.objective import Objective
 from mupd_wsi.training.recipe import Recipe
+from mupd_wsi.training.replicas import Replicas
 from mupd_wsi.training.tiles import CropSampler, PairedTiles, load_tiles
 
 UNCONDITIONAL_SHARE = 0.1  # of the generative batches: the paper's condition dropout, so that guidance works
 CHECKPOINT_SECONDS = 300.0
 
 Crops = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A share of a batch.
+
+    Attributes:
+        features: of the H&E, (B, image_channels, H, W).
+        x0: standardised markers, (B, C, H, W).
+        t: flow times of the generative part, (B - split,).
+        noisy: its x_t, (B - split, C, H, W).
+        split: how many crops, the first, train the read-out.
+        conditional: whether the generative part sees the H&E.
+    """
+
+    features: Tensor
+    x0: Tensor
+    t: Tensor
+    noisy: Tensor
+    split: int
+    conditional: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +82,28 @@ class Trainer:
     """Trains one network by one recipe; may be stopped at any time and goes on from its last checkpoint.
 
     Memory: the decoded tiles of both splits (1 MB a channel and 1024-px tile) and the network's activations.
+
+    Args:
+        recipe: what to train.
+        run_folder: for checkpoints and the log.
+        threads: CPU threads, each with a share of every batch; a divisor of the batch.
     """
 
-    def __init__(self, recipe: Recipe, run_folder: Path) -> None:
+    def __init__(self, recipe: Recipe, run_folder: Path, threads: int = 1) -> None:
         self.recipe, self.folder = recipe, run_folder
         run_folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.train_tiles = load_tiles(recipe.data, "train", recipe.markers)
         self.transform: TargetTransform = fit_transform(self.train_tiles.markers, self.train_tiles.patch_tissue)
         self.network = MuPDNetwork(recipe.network_config)
+        if recipe.start_from:
+            self.network.load_state_dict(starting_weights(recipe, recipe.start_from))
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(_parameter_groups(self.network, recipe.weight_decay), betas=(0.9, 0.98))
         self.noise = torch.Generator().manual_seed(recipe.seed + 1)
         self.step = 0
-        self.channel_weights = self._equal_shares()
+        self.objective = self._objective()
+        self.replicas = Replicas(self.network, threads)
         self._dev_crops = _fixed_dev_crops(recipe)
 
     def run(self, report: Callable[[TrainingProgress], None]) -> None:
@@ -98,48 +131,51 @@ class Trainer:
         for _ in range(self.step, self.recipe.steps):
             yield [sampler.draw() for _ in range(self.recipe.batch)]
 
-    def _equal_shares(self, crops: int = 256) -> Tensor:
-        """Loss weights (C, 1, 1) that give every channel the same share of the loss of a blank prediction."""
+    def _objective(self, crops: int = 256) -> Objective:
         rng = np.random.default_rng(self.recipe.seed)
         sampler = CropSampler(self.train_tiles, self.recipe.crop, self.recipe.positive_share, rng)
-        power = sum(self._tensors([sampler.draw()])[1].square().mean(dim=(0, 2, 3)) for _ in range(crops)) / crops
-        return (1 / torch.as_tensor(power))[:, None, None]
+        drawn = (torch.from_numpy(np.ascontiguousarray(sampler.draw()[1])) for _ in range(crops))
+        return Objective.from_crops(drawn, self.transform, self.recipe.intensity_share)
 
     def _optimise(self, crops: list[Crops]) -> float:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
         rgb, x0 = self._tensors(crops)
         features = image_features(jitter_stains(rgb, self.recipe.color_jitter, self.noise))
+        shares = zip(features.chunk(len(self.replicas)), x0.chunk(len(self.replicas)), strict=True)
+        examples = [self._example(*share) for share in shares]
         self.optimiser.zero_grad(set_to_none=True)
-        with sdpa_kernel(
-            SDPBackend.MATH
-        ):  # its backward pass is twice as fast as the fused one on windows of 64 tokens
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = self._loss(features, x0)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        # MATH: its backward pass is twice as fast as the fused one on windows of 64 tokens.
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = self.replicas.backward(self._loss, examples)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
-        return float(loss.detach())
+        return loss
 
-    def _loss(self, features: Tensor, x0: Tensor) -> Tensor:
-        """Mean squared error of x0: at the read-out, and later in training half of the batch at random flow times."""
+    def _example(self, features: Tensor, x0: Tensor) -> Example:
+        """A share of a batch, with the noise of its generative part."""
         generative = self.step >= self.recipe.generative_from * self.recipe.steps
-        split = len(x0) // 2 if generative else len(x0)
-        error = self._error(self.network(features[:split], torch.ones(split)), x0[:split])
-        if not generative:
-            return error
+        split = len(x0) - (round(self.recipe.generative_share * len(x0)) if generative else 0)
         rest = x0[split:]
         t = torch.rand(len(rest), generator=self.noise)
         noisy = interpolate(rest, torch.randn(rest.shape, generator=self.noise), t)
         conditional = float(torch.rand((), generator=self.noise)) >= UNCONDITIONAL_SHARE
-        predicted = self.network(features[split:] if conditional else None, t, noisy)
-        return (error + self._error(predicted, rest)) / 2
+        return Example(features, x0, t, noisy, split, conditional)
 
-    def _error(self, predicted: Tensor, x0: Tensor) -> Tensor:
-        return ((predicted - x0).square() * self.channel_weights).mean()
+    def _loss(self, network: MuPDNetwork, example: Example) -> Tensor:
+        """Errors of x0 at the read-out and at random flow times, by the number of their crops."""
+        split, count = example.split, len(example.x0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            predicted = network(example.features[:split], torch.ones(split))
+            error = self.objective.readout(predicted, example.x0[:split])
+            if split == count:
+                return error
+            image = example.features[split:] if example.conditional else None
+            flow = self.objective.flow(network(image, example.t, example.noisy), example.x0[split:])
+        return (split * error + (count - split) * flow) / count
 
     def _tensors(self, crops: list[Crops]) -> tuple[Tensor, Tensor]:
         """Batch of crops as H&E (B, 3, H, W) in 0-255 and standardised markers (B, C, H, W)."""
@@ -202,6 +238,19 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         return recipe.learning_rate * (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return recipe.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def starting_weights(recipe: Recipe, bundle: Path) -> dict[str, Tensor]:
+    """The weights of a bundle, for a run to begin with.
+
+    Raises:
+        BundleError: there is no such bundle, or it is damaged.
+        UsageError: its network has another shape, or its markers are others.
+    """
+    info = read_info(bundle)
+    if info.network != recipe.network_config or info.panel.names != recipe.markers:
+        raise UsageError(f"{recipe.name} cannot start from {info.name}: its network or its markers are others")
+    return {name: weight.float() for name, weight in read_weights(bundle, info).items()}
 
 
 def _parameter_groups(network: MuPDNetwork, weight_decay: float) -> list[dict[str, Any]]:

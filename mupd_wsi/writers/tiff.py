@@ -9,6 +9,7 @@ from typing import Any, Final
 import imagecodecs
 import numpy as np
 import tifffile
+from isal import isal_zlib
 
 from mupd_wsi.geometry import Size
 from mupd_wsi.writers.omexml import ome_xml, software
@@ -18,7 +19,7 @@ from mupd_wsi.writers.staging import hidden_sibling, move_file, remove
 from mupd_wsi.writers.tiffchain import chain_first_subifd
 
 JPEG_QUALITY: Final = 90
-#: libdeflate's fastest: on real marker images it is 20 % faster than its level 6 and the files are 5 % larger.
+#: ISA-L's; on real marker images with the predictor it takes half the time of libdeflate's fastest.
 DEFLATE_LEVEL: Final = 1
 #: Offsets of a classic TIFF have 32 bits; some readers take them as signed only from half of that on.
 MAX_CLASSIC_BYTES: Final = int(3.9 * 2**30)
@@ -48,12 +49,12 @@ def encode_rgb(tile: Pixels) -> bytes:
 
 
 def encode_grey(tile: Pixels) -> bytes:
-    """A zlib stream, TIFF's "Adobe deflate", which every reader knows.
+    """A zlib stream of horizontal differences, TIFF's "Adobe deflate" with predictor 2, which every reader knows.
 
     Args:
         tile: uint8 (1, side, side).
     """
-    return bytes(imagecodecs.deflate_encode(tile.tobytes(), DEFLATE_LEVEL))
+    return isal_zlib.compress(imagecodecs.delta_encode(tile, axis=-1).tobytes(), DEFLATE_LEVEL)
 
 
 class TiffStore:
@@ -138,7 +139,7 @@ class TiffStore:
             kind |= {"subsampling": (2, 1), "planarconfig": "contig"}
         else:
             kind = {"shape": (self._pages, size.height, size.width), "photometric": "minisblack"}
-            kind |= {"compression": "adobe_deflate"}
+            kind |= {"compression": "adobe_deflate", "predictor": "horizontal"}
         return kind | {
             "dtype": np.uint8,
             "tile": (TILE, TILE),

@@ -1,0 +1,84 @@
+"""Which part of a tile each stage of the network has to compute, when only the tile's inner part is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mupd_wsi.model.config import NetworkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A stretch of one axis of a tile, px: ``[start, stop)``."""
+
+    start: int
+    stop: int
+
+    def widened(self, reach: int, step: int, length: int) -> Extent:
+        """Larger by ``reach`` px on both sides, then to multiples of ``step``, within ``[0, length)``."""
+        start = max(0, self.start - reach) // step * step
+        return Extent(start, min(length, -(-(self.stop + reach) // step) * step))
+
+    def whole_windows(self, lead: int, window: int, length: int) -> Extent:
+        """Larger, to where windows begin and end (``lead + k * window``), within ``[0, length)``."""
+        start = (self.start - lead) // window * window + lead
+        stop = -(-(self.stop - lead) // window) * window + lead
+        return Extent(max(0, start), min(length, stop))
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one axis of a tile needs.
+
+    Attributes:
+        down: what each stage on the way down is given, finest first; last, what the trunk is given.
+        up: what each stage on the way up is given, finest first.
+        wanted: what comes out.
+    """
+
+    down: tuple[Extent, ...]
+    up: tuple[Extent, ...]
+    wanted: Extent
+
+
+def needs(config: NetworkConfig, length: int, lead: int, margin: int) -> Needs:
+    """Work back from what is wanted: convolutions need their reach beyond it, attention whole windows.
+
+    Args:
+        config: shape of the network.
+        length: of the axis, px.
+        lead: px before the first whole window.
+        margin: px on each side that are not wanted.
+    """
+    strides = [config.patch * 2**level for level in range(len(config.stage_widths))]
+    reaches = [d * (config.kernel // 2) * stride for d, stride in zip(config.stage_depths, strides, strict=True)]
+    wanted = part = Extent(margin, length - margin)
+    up = []
+    for reach, stride in zip(reaches, strides, strict=True):
+        part = part.widened(reach, 2 * stride, length)
+        up.append(part)
+    part = part.whole_windows(lead, config.window_px, length)
+    down = [part]
+    for reach, stride in zip(reversed(reaches), reversed(strides), strict=True):
+        part = part.widened(reach, stride, length)
+        down.append(part)
+    return Needs(tuple(reversed(down)), tuple(up), wanted)
+
+
+def cut(x: Tensor, given: Sequence[Extent], kept: Sequence[Extent], stride: int) -> Tensor:
+    """A part of a feature map.
+
+    Args:
+        x: (B, H, W, D), a token every ``stride`` px.
+        given: what it covers, rows and columns.
+        kept: what is kept of it, rows and columns.
+        stride: px.
+    """
+    rows, columns = (
+        slice((inner.start - outer.start) // stride, (inner.stop - outer.start) // stride)
+        for outer, inner in zip(given, kept, strict=True)
+    )
+    return x[:, rows, columns]
