@@ -48,6 +48,10 @@ __all__ = ["Progress", "StainOptions", "StainPlan", "StainResult", "plan_stain",
 MAX_NAMED_MARKERS: Final = 6
 #: Tiles and what the network made of them, float32 (tiles, channels, core, core).
 Stained = tuple[Sequence[Tile], NDArray[np.float32]]
+#: A tile and its H&E, uint8 (side, side, 3).
+ReadTile = tuple[Tile, NDArray[np.uint8]]
+#: While the last tiles of one batch are in the network, its idle threads begin with the next batch.
+BATCHES_IN_FLIGHT: Final = 2
 
 
 def stain_slide(
@@ -98,20 +102,29 @@ def _run(job: StainJob, gathered: PreviewCollector, watch: Stopwatch, progress: 
     """Read, stain and write all tiles, overlapped; returns how many the network has seen."""
     report = progress or (lambda _: None)
     tiles = tuple(job.tiles())
-    group = job.tiles_at_once
     report(Progress(0, len(tiles)))
     writer = open_writer(job.place.output, job.spec, format=job.place.file_format)
+    batch = job.stainer.batch_size
     try:
         with (
             Background[Stained](lambda stained: _write(job, stained, writer, gathered, watch), depth=1) as behind,
-            closing(prefetch(_timed_read(job, watch), tiles, workers=job.workers, ahead=group + job.workers)) as read,
+            closing(
+                prefetch(_timed_read(job, watch), tiles, workers=job.workers, ahead=2 * batch + job.workers)
+            ) as read,
+            closing(
+                prefetch(
+                    _timed_network(job, watch),
+                    _batches(read, batch),
+                    workers=BATCHES_IN_FLIGHT,
+                    ahead=BATCHES_IN_FLIGHT - 1,
+                    thread_name="mupd-batch",
+                )
+            ) as stained,
         ):
             done = 0
-            while batch := list(islice(read, group)):
-                with watch.stage("network"):
-                    intensities = job.stain([tile for tile, _ in batch], [rgb for _, rgb in batch])
-                behind.put(([tile for tile, _ in batch], intensities))
-                done += len(batch)
+            for pairs, intensities in stained:
+                behind.put(([tile for tile, _ in pairs], intensities))
+                done += len(pairs)
                 report(Progress(done, len(tiles)))
         for stale in (job.place.preview, job.place.record):
             stale.unlink(missing_ok=True)
@@ -153,6 +166,19 @@ def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.
             return job.read(tile)
 
     return read
+
+
+def _timed_network(job: StainJob, watch: Stopwatch) -> Callable[[Sequence[ReadTile]], NDArray[np.float32]]:
+    def stain(batch: Sequence[ReadTile]) -> NDArray[np.float32]:
+        with watch.stage("network"):
+            return job.stain([tile for tile, _ in batch], [rgb for _, rgb in batch])
+
+    return stain
+
+
+def _batches(tiles: Iterator[ReadTile], size: int) -> Iterator[list[ReadTile]]:
+    while batch := list(islice(tiles, size)):
+        yield batch
 
 
 def _to_output(part: Region, region: Region) -> Region:

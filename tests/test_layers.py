@@ -18,6 +18,7 @@ LAYERS = {
     "geometry": 0,
     "markers": 0,
     "request": 0,
+    "lookahead": 0,
     "slides": 1,
     "tissue": 1,
     "normalising": 1,
@@ -38,7 +39,7 @@ LAYERS = {
     "__main__": 6,
     "__init__": 6,
 }
-BOTTOM = ("errors", "geometry", "markers", "request")
+BOTTOM = ("errors", "geometry", "markers", "request", "lookahead")
 #: Within one layer, who may import whom besides itself.
 ALLOWED_SIDEWAYS = {
     *((a, b) for a in BOTTOM for b in BOTTOM),

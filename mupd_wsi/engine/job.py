@@ -23,9 +23,6 @@ from mupd_wsi.writers.spec import ImageSpec
 if TYPE_CHECKING:
     from mupd_wsi.model import SampleOptions, Stainer
 
-#: The network's answers are taken in groups of at most this size, so that few wait for a group's slowest tile.
-GROUP_BYTES: Final = 128 * 2**20
-MAX_GROUP_BATCHES: Final = 4
 #: How strongly a tile is stained is judged from every n-th pixel of every n-th row.
 SCORE_STEP: Final = 4
 
@@ -80,13 +77,6 @@ class StainJob:
     def mpp(self) -> float:
         """um per output pixel."""
         return self.spec.mpp
-
-    @property
-    def tiles_at_once(self) -> int:
-        """Tiles handed to the network in one call: a few batches, so that its threads seldom wait for each other."""
-        batch = self.stainer.batch_size
-        answer = batch * len(self.channels) * self.grid.core**2 * 4
-        return batch * max(1, min(MAX_GROUP_BATCHES, GROUP_BYTES // answer))
 
     def tiles(self) -> Iterator[Tile]:
         """The tiles that the network has to see, in raster order."""

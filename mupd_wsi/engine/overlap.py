@@ -5,12 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
+
+from mupd_wsi.lookahead import in_order
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,29 +23,22 @@ STOP_GRACE_S: Final = 1.0
 
 
 def prefetch(
-    read: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+    work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int, thread_name: str = "mupd-read"
 ) -> Generator[tuple[Item, Result]]:
-    """Read items in threads, ahead of the taker, and give them in their own order.
+    """Work on items in threads of its own, ahead of the taker, and give them in their own order.
 
     Memory bound: ``ahead + 1`` results. Close the generator to stop early (``contextlib.closing``).
 
     Args:
-        read: called in a worker thread; what it raises is raised here when its item's turn comes.
+        work: called in a worker thread; what it raises is raised here when its item's turn comes.
         items: taken lazily, in the caller's thread.
         workers: number of threads, at least 1.
-        ahead: how many items may be read or being read before the taker asks for them.
+        ahead: how many items may be done or being worked on before the taker asks for them.
+        thread_name: how the threads are called.
     """
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(workers, "mupd-read") as pool:
+    with ThreadPoolExecutor(workers, thread_name) as pool:
         try:
-            for item in items:
-                waiting.append((item, pool.submit(read, item)))
-                if len(waiting) > ahead:
-                    first, result = waiting.popleft()
-                    yield first, result.result()
-            while waiting:
-                first, result = waiting.popleft()
-                yield first, result.result()
+            yield from in_order(pool, work, items, ahead)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

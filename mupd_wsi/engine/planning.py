@@ -61,13 +61,13 @@ def plan_stain(
 def peak_memory(job: StainJob) -> int:
     """Bytes that a run needs at most, about.
 
-    ``base + activations of one batch + 3 groups of answers (one made, one waiting, one written) + tiles read ahead
+    ``base + activations of one batch + 4 batches of answers (two made, one waiting, one written) + tiles read ahead
     + 3 bands of rows (stitched, written, and the coarser levels)``. It grows with the slide's width, not its height.
     """
-    group, tile = job.tiles_at_once, job.grid.side**2
-    activations = job.stainer.batch_size * tile * ACTIVATION_BYTES_PER_PIXEL
-    answers = 3 * group * len(job.channels) * job.grid.core**2 * 4
-    ahead = (2 * group + job.workers) * tile * 3
+    batch, tile = job.stainer.batch_size, job.grid.side**2
+    activations = batch * tile * ACTIVATION_BYTES_PER_PIXEL
+    answers = 4 * batch * len(job.channels) * job.grid.core**2 * 4
+    ahead = (4 * batch + job.workers) * tile * 3
     bands = 3 * job.spec.samples * job.grid.core * job.spec.size.width
     return BASE_MEMORY + activations + answers + ahead + bands
 

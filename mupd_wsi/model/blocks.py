@@ -89,7 +89,7 @@ class TransformerBlock(nn.Module):
         self.heads, self.window = heads, window
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(3))
         self.modulation = nn.Parameter(torch.zeros(6, width))
-        self.position = nn.Parameter(0.02 * torch.randn(window * window, width))
+        self.position = nn.Parameter(nn.init.normal_(torch.empty(window * window, width), std=0.02))
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.cross_query = nn.Linear(width, width)

@@ -48,6 +48,7 @@ class ModelInfo:
         network: shape of the network.
         transform: between intensities and what the network predicts.
         calibration: from the read-out to expected intensities.
+        draw_calibration: from a draw to intensities that are distributed as the real ones are.
         display_window: by read-out, the intensities (low, high) between which a viewer should show each channel, chosen
             on the training columns; high maps to grey 255, what lies below low is no more than unspecific signal.
         stain_reference: the H&E staining of the training slides; None leaves every slide as it is.
@@ -70,6 +71,7 @@ class ModelInfo:
     network: NetworkConfig
     transform: TargetTransform
     calibration: Calibration
+    draw_calibration: Calibration
     display_window: Mapping[str, tuple[tuple[float, float], ...]]
     stain_reference: StainProfile | None
     steps: int
@@ -80,7 +82,8 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         channels = len(self.panel)
-        lengths = [len(self.transform.mean), len(self.calibration.low), self.network.targets]
+        lengths = [len(self.transform.mean), len(self.calibration.low), len(self.draw_calibration.low)]
+        lengths += [self.network.targets]
         lengths += [len(windows) for windows in self.display_window.values()]
         if set(lengths) != {channels}:
             raise BundleError(f"model {self.name}: {channels} markers, but per-marker values of lengths {lengths}")
@@ -193,18 +196,14 @@ def _info_from_json(card: Mapping[str, Any]) -> ModelInfo:
     unknown = set(card) - {f.name for f in fields(ModelInfo)}
     if unknown:
         raise BundleError(f"unknown model field(s) {', '.join(sorted(unknown))}: the bundle needs a newer mupd-wsi")
-    calibration = card["calibration"]
     return ModelInfo(
         **{
             **card,
             "panel": Panel(tuple(Marker(m["name"], (*m["color"],)) for m in card["panel"])),
             "network": NetworkConfig.from_json(card["network"]),
             "transform": TargetTransform(tuple(card["transform"]["mean"]), tuple(card["transform"]["std"])),
-            "calibration": Calibration(
-                tuple(calibration["low"]),
-                tuple(calibration["high"]),
-                tuple(tuple(values) for values in calibration["intensities"]),
-            ),
+            "calibration": Calibration.from_json(card["calibration"]),
+            "draw_calibration": Calibration.from_json(card["draw_calibration"]),
             "display_window": {
                 readout: tuple((float(low), float(high)) for low, high in windows)
                 for readout, windows in card["display_window"].items()

@@ -1,8 +1,10 @@
-"""Curves that make the read-out's mean intensity true."""
+"""Curves from what the network predicts to intensities."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +14,9 @@ from torch import Tensor
 class Calibration:
     """One rising curve a channel: predicted root -> expected intensity, linear between even knots, flat beyond them.
 
-    The network predicts the mean of a root; what a user wants is the mean intensity given that prediction. The
-    square of a mean root lies below it, and for sparse markers far below.
+    For the read-out: the network predicts the mean of a root; what a user wants is the mean intensity given that
+    prediction. The square of a mean root lies below it, and for sparse markers far below. For a draw: a small
+    network draws too dim; the curve gives its intensities the distribution of the real ones.
 
     Attributes:
         low: root at the first knot, one a channel.
@@ -32,6 +35,17 @@ class Calibration:
             raise ValueError("a calibration curve needs at least 2 knots")
         if any(high <= low for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError("a calibration curve must end above where it starts")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Calibration:
+        """From a card's fields.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: they do not fit together.
+        """
+        curves = tuple(tuple(curve) for curve in values["intensities"])
+        return cls(tuple(values["low"]), tuple(values["high"]), curves)
 
     def apply(self, root: Tensor, channel: int) -> Tensor:
         """Predicted roots of one channel, any shape, to expected intensities of the same shape."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.model.bundle import ModelInfo, Readout, find_bundle, read_info, read_weights
@@ -112,7 +113,8 @@ class Stainer:
             missing = self.batch_size - len(batch)
             padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
             places += places[-1:] * missing
-            parts.append(self._stain_batch(padded, places, options, wanted)[: len(batch)])
+            planes = torch.stack(list(self._planes(padded, places, options, wanted)), dim=1)
+            parts.append(planes[: len(batch)].cpu().numpy())
         return np.concatenate(parts)
 
     def close(self) -> None:
@@ -132,38 +134,41 @@ class Stainer:
         out = np.empty((len(rgb), len(wanted.channels), height, width), np.float32)
 
         def stain_one(i: int) -> None:
-            out[i : i + 1] = self._stain_batch(rgb[i : i + 1], origins[i : i + 1], options, wanted)
+            one = slice(i, i + 1)
+            for place, plane in enumerate(self._planes(rgb[one], origins[one], options, wanted)):
+                out[i, place] = plane[0].numpy()
 
         for job in [threads.submit(stain_one, i) for i in range(len(rgb))]:
             job.result()
         return out
 
     @torch.inference_mode()
-    def _stain_batch(
+    def _planes(
         self,
         rgb: NDArray[np.uint8],
         origins: Sequence[tuple[int, int]],
         options: SampleOptions,
         wanted: Wanted,
-    ) -> NDArray[np.float32]:
+    ) -> Iterator[Tensor]:
+        """Intensities of one channel after the other, (B, H, W) each: one fits the processor's cache, all do not."""
         pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
         image = image_features(pixels).to(self._dtype)
         lead = self.info.lead // self.info.network.trunk_stride
 
         def predict(noisy: Tensor | None, t: Tensor, margin: int = 0) -> Tensor:
-            x0: Tensor = self._network(image, t, None if noisy is None else noisy.to(self._dtype), lead=lead, margin=margin)
+            noisy = None if noisy is None else noisy.to(self._dtype)
+            x0: Tensor = self._network(image, t, noisy, lead=lead, margin=margin)
             return x0.float().contiguous()
 
         if options.readout == "mean":
             x0 = read_out(partial(predict, margin=wanted.margin), len(rgb), pixels.device)
-            root = self.info.transform.root(x0)
-            planes = [self.info.calibration.apply(root[:, c], c) for c in wanted.channels]
         else:
             *_, x0 = euler_states(predict, self._noise(rgb.shape, origins, options.seed), self._steps(options))
             inner = slice(wanted.margin, -wanted.margin or None)
-            root = self.info.transform.root(x0[:, :, inner, inner])
-            planes = [root[:, c].square() for c in wanted.channels]
-        return torch.stack(planes, dim=1).clamp_(0, 255).cpu().numpy()
+            x0 = x0[:, :, inner, inner]
+        curves = self.info.calibration if options.readout == "mean" else self.info.draw_calibration
+        for channel in wanted.channels:
+            yield curves.apply(self.info.transform.root(x0[:, channel], channel), channel).clamp_(0, 255)
 
     def _steps(self, options: SampleOptions) -> int:
         return options.steps or self.info.steps
@@ -199,7 +204,7 @@ def load_model(
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
     folder = find_bundle(name_or_folder)
     info = read_info(folder)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         network = MuPDNetwork(info.network)
     try:
         network.load_state_dict({k: v.float() for k, v in read_weights(folder, info).items()}, assign=True)
@@ -238,6 +243,17 @@ def computes_in_bf16(device: str) -> bool:
 def usable_cores() -> int:
     """CPU cores that this process may use, which a cluster's job limits may make fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out ``torch.nn.init``: for weights that are loaded next, a second of imports on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _one_torch_thread() -> None:

@@ -31,8 +31,12 @@ class TargetTransform:
         """Intensities (B, C, H, W) in 0-255 to standardised values."""
         return (intensity.sqrt() - self._column(self.mean, intensity)) / self._column(self.std, intensity)
 
-    def root(self, standardised: Tensor) -> Tensor:
-        """Square roots of intensities (B, C, H, W) from standardised values; those below 0 give 0."""
+    def root(self, standardised: Tensor, channel: int) -> Tensor:
+        """Square roots of one channel's intensities, any shape, from standardised values; those below 0 give 0."""
+        return (standardised * self.std[channel] + self.mean[channel]).clamp_(min=0)
+
+    def roots(self, standardised: Tensor) -> Tensor:
+        """The same for all channels (B, C, H, W) at once."""
         root = standardised * self._column(self.std, standardised) + self._column(self.mean, standardised)
         return root.clamp_min(0)
 

@@ -20,7 +20,7 @@ from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration
 from mupd_wsi.model.stainer import SampleOptions, load_model
 from mupd_wsi.model.transform import TargetTransform
-from mupd_wsi.training.fitting import CurveCounts, display_windows, fit_stain_reference
+from mupd_wsi.training.fitting import SHOWN_AREA, CurveCounts, display_windows, fit_stain_reference
 from mupd_wsi.training.measure import markdown_table, measure
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
 from mupd_wsi.training.recipe import Recipe, load_recipe
@@ -28,7 +28,7 @@ from mupd_wsi.training.tiles import PairedTiles, TilePlace, load_tiles
 
 # Cores begin and end half a window (64 px) inside one, and 48 px of convolutions lie before and after the trunk.
 TILE, HALO, LEAD = 736, 112, 48
-SAMPLED_TILES = 10  # train tiles that the window of the draws is taken from
+SAMPLED_TILES = 14  # train tiles that the curves and windows of the draws are taken from
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "Hoechst": (64, 96, 255),
@@ -72,16 +72,24 @@ def export(recipe: Recipe, run: Path, folder: Path, *, calibrate_on: int | None 
     for i, roots in zip(chosen, stain_tiles(raw, slide, _at(train, chosen), SampleOptions("mean")), strict=True):
         counts.add(roots, train.markers[i])
     calibration = counts.fit()
-    drawn = CurveCounts.empty(len(recipe.markers))
+    drawn, levels = CurveCounts.empty(len(recipe.markers)), np.zeros((len(recipe.markers), 256), np.int64)
     some = chosen[:: max(1, len(chosen) // SAMPLED_TILES)]
-    for i, intensities in zip(some, stain_tiles(raw, slide, _at(train, some), SampleOptions("sample")), strict=True):
-        drawn.add(np.sqrt(intensities), train.markers[i])
+    for i, roots in zip(some, stain_tiles(raw, slide, _at(train, some), SampleOptions("sample")), strict=True):
+        drawn.add(roots, train.markers[i])
+        levels += np.stack([np.bincount(plane.ravel(), minlength=256) for plane in train.markers[i]])
+    draw_calibration = drawn.match(levels)
     display = {
-        "mean": display_windows(counts.pixels, calibration.apply, train.markers),
-        "sample": display_windows(drawn.pixels, lambda root, _: root.square(), train.markers),
+        "mean": display_windows(counts.pixels, calibration, train.markers, SHOWN_AREA["mean"]),
+        "sample": display_windows(drawn.pixels, draw_calibration, train.markers, SHOWN_AREA["sample"]),
     }
     reference = fit_stain_reference(train.he, train.patch_tissue)
-    info = replace(info, calibration=calibration, display_window=display, stain_reference=reference)
+    info = replace(
+        info,
+        calibration=calibration,
+        draw_calibration=draw_calibration,
+        display_window=display,
+        stain_reference=reference,
+    )
     write_bundle(folder, info, state["average"])
     stainer = load_model(folder)
     metrics = {
@@ -98,7 +106,7 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
     identity = Calibration((0.0,) * channels, (16.0,) * channels, ((0.0, 16.0),) * channels)
     return ModelInfo(
         name=recipe.name,
-        version="0.1.0",
+        version="0.2.0",
         license="Apache-2.0",
         credit="Trained on ORION P37_S29-CRC01 (Lin, Chen, Campton et al., Nature Cancer 2023, "
         "doi 10.1038/s43018-023-00576-1), images by way of labsyspharm/minerva-story (MIT, (c) 2020 Laboratory of "
@@ -111,6 +119,7 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
         network=recipe.network_config,
         transform=transform,
         calibration=identity,
+        draw_calibration=identity,
         display_window={"mean": ((0.0, 255.0),) * channels, "sample": ((0.0, 255.0),) * channels},
         stain_reference=None,
         steps=recipe.sample_steps,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-from torch import Tensor
 
 from mupd_wsi.model.calibration import Calibration
 from mupd_wsi.model.transform import TargetTransform
@@ -22,7 +22,7 @@ BINS = 1024
 HIGH_QUANTILE = 0.998  # of all pixels, that is shown at full strength
 MIN_HIGH = 1.0  # grey levels; keeps the noise of a blank channel from being blown up
 POSITIVE_SHARE = 0.25  # of the real stain's high end: from there on a real pixel counts as positive
-SHOWN_AREA = 2.5  # the read-out shows this many times the real positive area, for its edges are soft
+SHOWN_AREA = {"mean": 2.5, "sample": 1.0}  # times the real positive area that is shown: a read-out's edges are soft
 
 
 def fit_transform(planes: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> TargetTransform:
@@ -67,47 +67,74 @@ class CurveCounts:
             self.pixels[channel] += np.bincount(bins, minlength=BINS)
             self.intensity[channel] += np.bincount(bins, real.ravel(), minlength=BINS)
 
+    def match(self, levels: NDArray[np.int64]) -> Calibration:
+        """The rising curve that gives predicted roots the distribution of the real intensities (histogram matching).
+
+        Args:
+            levels: histogram of the real intensities of the same pixels, (C, 256).
+        """
+        curves = []
+        for pixels, counts in zip(self.pixels, levels, strict=True):
+            held = np.flatnonzero(pixels)
+            values = np.interp(_mid_ranks(pixels[held]), _mid_ranks(counts), np.arange(256.0))
+            curves.append((pixels[held], (held + 0.5) * (16 / BINS), values))
+        return _even_knots(curves)
+
     def fit(self) -> Calibration:
         """Isotonic regression of real intensity on predicted root, resampled at KNOTS even knots a channel.
 
         It is the best rising function of the prediction in the sense of least squares (Barlow and Brunk, JASA 67 (1972)
         140-147), and its mean over the counted pixels equals the real mean. The top 1e-5 of the pixels share one knot.
         """
-        low, high, curves = [], [], []
+        curves = []
         for pixels, intensity in zip(self.pixels, self.intensity, strict=True):
             held = np.flatnonzero(pixels)
-            centres, weights = (held + 0.5) * (16 / BINS), pixels[held].astype(np.float64)
+            weights = pixels[held].astype(np.float64)
             values = isotonic_regression(intensity[held] / weights, weights=weights).x
-            top = centres[np.searchsorted(np.cumsum(weights), (1 - 1e-5) * weights.sum())]
-            low.append(float(centres[0]))
-            high.append(float(max(top, centres[0] + 16 / BINS)))
-            curves.append(
-                tuple(np.round(np.interp(np.linspace(low[-1], high[-1], KNOTS), centres, values), 4).tolist())
-            )
-        return Calibration(tuple(low), tuple(high), tuple(curves))
+            curves.append((pixels[held], (held + 0.5) * (16 / BINS), values))
+        return _even_knots(curves)
+
+
+def _mid_ranks(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of the pixels below the middle of each bin."""
+    return np.asarray((np.cumsum(counts) - counts / 2) / counts.sum())
+
+
+def _even_knots(curves: Sequence[tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]]) -> Calibration:
+    """KNOTS even knots a channel, from (pixels, root, intensity) of its bins; the top 1e-5 of the pixels share one."""
+    low, high, intensities = [], [], []
+    for pixels, roots, values in curves:
+        top = roots[np.searchsorted(np.cumsum(pixels), (1 - 1e-5) * pixels.sum())]
+        low.append(float(roots[0]))
+        high.append(float(max(top, roots[0] + 16 / BINS)))
+        knots = np.interp(np.linspace(low[-1], high[-1], KNOTS), roots, values)
+        intensities.append(tuple(np.round(knots, 4).tolist()))
+    return Calibration(tuple(low), tuple(high), tuple(intensities))
 
 
 def display_windows(
-    pixels: NDArray[np.int64], intensity: Callable[[Tensor, int], Tensor], real: NDArray[np.uint8]
+    pixels: NDArray[np.int64], calibration: Calibration, real: NDArray[np.uint8], shown_area: float
 ) -> tuple[tuple[float, float], ...]:
     """Windows, one a channel, in which a prediction shows as much positive area as the real stain has.
 
-    What a model predicts of a sparse marker is a haze with crests where the cells are. It is shown from the level that
-    SHOWN_AREA times the really positive area exceeds, up to its own upper quantile.
+    What a read-out predicts of a sparse marker is a haze with crests where the cells are. It is shown from the level
+    that ``shown_area`` times the really positive area exceeds, up to its own upper quantile.
 
     Args:
         pixels: histogram of predicted roots on training tiles, (C, BINS) as in :class:`CurveCounts`.
-        intensity: from roots (N,) and a channel to intensities, rising.
+        calibration: from those roots to intensities.
         real: uint8 (N, C, H, W), all training tiles.
+        shown_area: see :data:`SHOWN_AREA`.
     """
     windows = []
     for channel, counts in enumerate(pixels):
         levels = np.cumsum(np.bincount(real[:, channel].ravel(), minlength=256)) / real[:, channel].size
         real_high = max(MIN_HIGH, float(np.searchsorted(levels, HIGH_QUANTILE)))
         positive = float(1 - levels[int(POSITIVE_SHARE * real_high)])
-        shares = (1 - min(0.9, SHOWN_AREA * positive), HIGH_QUANTILE)
+        shares = (1 - min(0.9, shown_area * positive), HIGH_QUANTILE)
         bins = np.searchsorted(np.cumsum(counts), np.multiply(shares, counts.sum()))
-        low, high = intensity(torch.as_tensor((bins + 0.5) * (16 / BINS), dtype=torch.float32), channel).tolist()
+        roots = torch.as_tensor((bins + 0.5) * (16 / BINS), dtype=torch.float32)
+        low, high = calibration.apply(roots, channel).tolist()
         high = max(MIN_HIGH, round(high, 3))
         windows.append((round(min(low, high / 2), 3), high))
     return tuple(windows)

@@ -14,6 +14,7 @@ from mupd_wsi.model.transform import TargetTransform
 #: Sides of the squares, px, over whose means intensities are compared. A sparse marker says little about a single pixel
 #: and much about a neighbourhood, so the coarser errors teach more a step.
 SCALES = (1, 8, 32)
+CEILING_QUANTILE = 0.998  # of the pixels of drawn crops
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,15 @@ class Objective:
     Attributes:
         transform: between intensities and x0.
         root_weights: (C, 1, 1); one over the mean square of each channel's x0.
+        ceiling: (C, 1, 1); the intensity part of the loss cuts real intensities off there. Dust and folds outshine
+            every cell, and a handful of such crops would otherwise make nearly all of the loss of a sparse channel.
         intensity_weights: by scale, (C, 1, 1); one over the variance of each channel's intensity means.
         intensity_share: of the read-out's loss, 0-1.
     """
 
     transform: TargetTransform
     root_weights: Tensor
+    ceiling: Tensor
     intensity_weights: dict[int, Tensor]
     intensity_share: float
 
@@ -42,10 +46,15 @@ class Objective:
             intensity_share: of the read-out's loss, 0-1.
         """
         crops = torch.stack([crop.to(torch.uint8) for crop in intensities])
-        power = torch.stack([transform.standardise(crop.float()).square().mean(dim=(1, 2)) for crop in crops]).mean(dim=0)
-        variances = {scale: _means(crops.float(), scale).var(dim=(0, 2, 3)) for scale in SCALES}
+        power = torch.stack([transform.standardise(crop.float()).square().mean(dim=(1, 2)) for crop in crops]).mean(
+            dim=0
+        )
+        sorted_values = crops.transpose(0, 1).flatten(1).sort(dim=1).values
+        ceiling = sorted_values[:, int(CEILING_QUANTILE * sorted_values.shape[1])].float().clamp_min(1)[:, None, None]
+        kept = torch.minimum(crops, ceiling)
+        variances = {scale: _means(kept, scale).var(dim=(0, 2, 3)) for scale in SCALES}
         weights = {scale: (1 / variance)[:, None, None] for scale, variance in variances.items()}
-        return cls(transform, (1 / power)[:, None, None], weights, intensity_share)
+        return cls(transform, (1 / power)[:, None, None], ceiling, weights, intensity_share)
 
     def readout(self, predicted: Tensor, x0: Tensor) -> Tensor:
         """Error of the one-pass read-out.
@@ -56,7 +65,8 @@ class Objective:
         error = self.flow(predicted, x0)
         if self.intensity_share == 0:
             return error
-        virtual, real = (self.transform.root(x.float()).square() for x in (predicted, x0))
+        virtual, real = (self.transform.roots(x.float()).square() for x in (predicted, x0))
+        real = torch.minimum(real, self.ceiling)
         parts = [
             ((_means(virtual, scale) - _means(real, scale)).square() * weight).mean()
             for scale, weight in self.intensity_weights.items()

@@ -32,7 +32,7 @@ class Recipe:
         start_from: folder of the bundle whose weights the run begins with; None begins at random.
         generative_from: fraction of the steps after which a part of each batch is trained at random flow times.
         generative_share: that part.
-        intensity_share: part of the read-out's loss that is taken on intensities, at the pixel and on means over squares
+        intensity_share: part of the read-out's loss that is taken on intensities, at the pixel and on means of squares
             (:data:`mupd_wsi.training.objective.SCALES`); the rest is taken on standardised roots, pixel by pixel.
         positive_share: fraction of crops drawn where some marker is bright, rather than anywhere on tissue.
         color_jitter: strength of the stain-space colour augmentation; 0 turns it off.

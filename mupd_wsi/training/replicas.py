@@ -1,4 +1,4 @@
-"""Shares of a batch on threads of their own: on a CPU that is faster than splitting every operation among the threads."""
+"""Shares of a batch on threads of their own: on a CPU that beats splitting every operation among the threads."""
 
 from __future__ import annotations
 

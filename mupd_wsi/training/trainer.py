@@ -191,7 +191,7 @@ class Trainer:
             rgb, _ = self._tensors([crop])
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 x0 = self.average(image_features(rgb), torch.ones(1))
-            predicted.append(self.transform.root(x0.float()).square()[0].flatten(1).numpy())
+            predicted.append(self.transform.roots(x0.float()).square()[0].flatten(1).numpy())
         real = np.concatenate([m.reshape(len(m), -1) for _, m in self._dev_crops], axis=1).astype(np.float32)
         virtual = np.concatenate(predicted, axis=1)
         return np.array([np.corrcoef(r, v)[0, 1] for r, v in zip(real, virtual, strict=True)])

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.geometry import Size
+from mupd_wsi.lookahead import in_order
 
 Pixels = NDArray[np.uint8]
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 #: Side of a tile in every output, px. Even, so that the 2 x 2 px blocks of a coarser level never straddle tiles.
 TILE: Final = 512
@@ -185,7 +183,7 @@ class PyramidCutter:
 
         groups, columns = self._planes // tiles.planes, -(-pixels.shape[2] // tiles.side)
         places = (TilePlace(level, row, group, column) for group in range(groups) for column in range(columns))
-        for place, encoded in _in_order(self._pool, work, places, self._threads * AHEAD_PER_THREAD):
+        for place, encoded in in_order(self._pool, work, places, self._threads * AHEAD_PER_THREAD):
             self._take(place, encoded)
         if below is not None and (start or (row + 1) * tiles.side >= self.sizes[level].height):
             self._cut(level + 1, row // 2, self._buffer(level + 1)[:, : start + below.shape[1]])
@@ -204,18 +202,3 @@ class PyramidCutter:
         missing = ((0, 0), (0, side - pixels.shape[1]), (0, side - pixels.shape[2]))
         whole = pixels if pixels.shape[1:] == (side, side) else np.pad(pixels, missing, mode="edge")
         return self._tiles.encode(whole)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
-) -> Iterator[tuple[Task, Result]]:
-    """Results in the order of their tasks, at most ``ahead + 1`` of them begun before the first is taken."""
-    waiting: deque[tuple[Task, Future[Result]]] = deque()
-    for task in tasks:
-        waiting.append((task, pool.submit(work, task)))
-        if len(waiting) > ahead:
-            first, result = waiting.popleft()
-            yield first, result.result()
-    while waiting:
-        first, result = waiting.popleft()
-        yield first, result.result()

@@ -63,6 +63,16 @@ def test_a_tile_with_its_halo_equals_the_same_place_in_one_run(tissue, stainer):
     assert difference[thinner].max() > 1e-2
 
 
+@pytest.mark.parametrize("readout", ["mean", "sample"])
+def test_leaving_the_halo_out_changes_nothing_inside_it(tissue, stainer, readout):
+    """What is not needed for the core is not computed, and the core comes out the same."""
+    tile, options, halo = tissue[None, : stainer.info.tile, : stainer.info.tile], SampleOptions(readout, 2), 112
+    assert stainer.info.halo == halo
+    whole = stainer.stain(tile, [(0, 0)], options)[:, :, halo:-halo, halo:-halo]
+    core = stainer.stain(tile, [(0, 0)], options, margin=halo)
+    np.testing.assert_allclose(core, whole, atol=1e-3)
+
+
 def test_channels_can_be_chosen_and_keep_their_order(tissue, stainer):
     tile, origin = tissue[None, :256, :256], [(0, 0)]
     everything = stainer.stain(tile, origin, SampleOptions())

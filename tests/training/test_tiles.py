@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mupd_wsi.errors import SlideError, UsageError
+from mupd_wsi.model.calibration import Calibration
 from mupd_wsi.training.augment import jitter_stains
-from mupd_wsi.training.fitting import SHOWN_AREA, CurveCounts, display_windows, fit_transform
+from mupd_wsi.training.fitting import CurveCounts, display_windows, fit_transform
 from mupd_wsi.training.neighbours import SlideOfTiles
 from mupd_wsi.training.tiles import CropSampler, TilePlace, list_tiles, load_tiles
 
@@ -64,7 +65,7 @@ def test_transform_standardises_tissue_and_can_be_undone(train):
     np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-3)
     np.testing.assert_allclose(z.std(axis=1), 1, atol=1e-3)
     torch.testing.assert_close(
-        transform.root(transform.standardise(intensity)).square(), intensity, rtol=1e-3, atol=1e-3
+        transform.roots(transform.standardise(intensity)).square(), intensity, rtol=1e-3, atol=1e-3
     )
 
 
@@ -101,7 +102,19 @@ def test_window_shows_the_area_that_is_really_positive():
     haze = np.where(real[0] > 0, rng.normal(1.5, 0.2, real[0].shape), rng.gamma(2, 0.2, real[0].shape))
     counts = CurveCounts.empty(1)
     counts.add(haze.astype(np.float32), real[0])
-    ((low, high),) = display_windows(counts.pixels, lambda root, _: root.square(), real)
+    squares = Calibration((0.0,), (16.0,), (tuple(n**2 / 16 for n in range(65)),))  # root n / 4
+    ((low, high),) = display_windows(counts.pixels, squares, real, shown_area=2.5)
     shown = (haze**2 > low).mean()
-    assert shown == pytest.approx(SHOWN_AREA * 64 * 64 / 512**2, rel=0.1)
+    assert shown == pytest.approx(2.5 * 64 * 64 / 512**2, rel=0.1)
     assert (haze**2 > high).mean() == pytest.approx(0.002, abs=0.001)
+
+
+def test_matched_draws_have_the_real_distribution():
+    rng = np.random.default_rng(1)
+    dim = np.abs(rng.normal(0, 1.2, (1, 512, 512))).astype(np.float32)
+    real = np.clip(rng.exponential(20, (1, 512, 512)), 0, 255).astype(np.uint8)
+    counts = CurveCounts.empty(1)
+    counts.add(dim, real)
+    matched = counts.match(np.bincount(real.ravel(), minlength=256)[None]).apply(torch.from_numpy(dim), 0).numpy()
+    for quantile in (0.5, 0.9, 0.99, 0.999):
+        assert np.quantile(matched, quantile) == pytest.approx(np.quantile(real, quantile), rel=0.05, abs=0.6)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from mupd_wsi.errors import UsageError
 from mupd_wsi.model import load_model
+from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.network import MuPDNetwork
+from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.export import export
+from mupd_wsi.training.objective import Objective
 from mupd_wsi.training.recipe import load_recipe
+from mupd_wsi.training.replicas import Replicas
 from mupd_wsi.training.trainer import Trainer, learning_rate
 
 
-def _train(recipe, folder, until=None):
-    trainer, log = Trainer(recipe, folder), []
+def _train(recipe, folder, until=None, threads=1):
+    trainer, log = Trainer(recipe, folder, threads), []
     trainer.resume()
 
     def report(progress):
@@ -59,6 +66,57 @@ def test_same_seed_gives_the_same_weights(recipe_file, tmp_path):
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
 
 
+def test_shares_of_a_batch_give_the_gradient_of_the_whole():
+    torch.manual_seed(0)
+    network = MuPDNetwork(NetworkConfig(targets=2, stage_widths=(8,), stage_depths=(1,), trunk_width=16, trunk_heads=2))
+    image, real = torch.randn(4, 6, 64, 64), torch.randn(4, 2, 64, 64)
+
+    def loss(net, part):
+        return (net(image[part], torch.ones(2)) - real[part]).square().mean()
+
+    value = Replicas(network, 2).backward(loss, [slice(0, 2), slice(2, 4)])
+    whole = (network(image, torch.ones(4)) - real).square().mean()
+    assert value == pytest.approx(float(whole.detach()), rel=1e-5)
+    names = [name for name, parameter in network.named_parameters() if parameter.grad is not None]
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    network.zero_grad()
+    whole.backward()
+    assert names
+    for name in names:
+        torch.testing.assert_close(gradients[name], network.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+
+
+def test_intensity_loss_is_least_at_the_expected_intensity_and_ignores_dust():
+    """The mean of roots is below the root of the mean; intensities pull the read-out up to it."""
+    rng = torch.Generator().manual_seed(0)
+    real = (torch.rand(64, 1, 32, 32, generator=rng) < 0.05) * 100.0
+    transform = TargetTransform((1.0,), (2.0,))
+    dusty = real.clone()
+    dusty[0, :, :4, :4] = 255
+    objective = Objective.from_crops(dusty, transform, 1.0)
+    assert float(objective.ceiling) == 100
+    levels = torch.linspace(0.1, 30, 300)
+    errors = [
+        float(objective.readout(transform.standardise(level.expand(real.shape)), transform.standardise(real)))
+        for level in levels
+    ]
+    assert float(levels[int(np.argmin(errors))]) == pytest.approx(float(real.mean()), rel=0.05)
+    assert float(real.sqrt().mean() ** 2) < 0.1 * float(real.mean())
+
+
+def test_training_goes_on_from_a_bundle_of_the_same_shape(recipe_file, tmp_path):
+    first = load_recipe(recipe_file(steps=10))
+    trainer, _ = _train(first, tmp_path / "first")
+    export(first, tmp_path / "first", tmp_path / "bundle")
+    second = load_recipe(recipe_file(start_from=str(tmp_path / "bundle"), intensity_share=0.5, generative_share=0.25))
+    started = Trainer(second, tmp_path / "second").network.state_dict()
+    for name, weight in trainer.average.state_dict().items():
+        torch.testing.assert_close(started[name], weight.half().float())
+    wider = load_recipe(recipe_file(start_from=str(tmp_path / "bundle"), network={"trunk_width": 64}))
+    with pytest.raises(UsageError, match="cannot start from tiny"):
+        Trainer(wider, tmp_path / "third")
+
+
 def test_learning_rate_warms_up_and_decays(recipe_file):
     recipe = load_recipe(recipe_file(steps=100, warmup=10, learning_rate=1.0))
     rates = [learning_rate(recipe, step) for step in range(101)]
@@ -72,6 +130,7 @@ def test_learning_rate_warms_up_and_decays(recipe_file):
     [
         ({"stpes": 3}, "unknown setting"),
         ({"crop": 100}, "multiple of 128"),
+        ({"generative_share": 1}, "generative_share must lie"),
         ({"network": {"wings": 2}}, "unknown network field"),
     ],
 )
