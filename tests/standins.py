@@ -27,6 +27,7 @@ class StandInInfo:
     steps = 4
     panel = PANEL
     stain_reference = None
+    metrics: Mapping[str, Any] = {}
     display_window: Mapping[str, tuple[tuple[float, float], ...]] = {
         "mean": ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)),
         "sample": ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,10 @@ MAX_STRENGTH: Final = 2.0
 #: A slide may be this much coarser than the model before the user is warned.
 MAX_ENLARGEMENT: Final = 1.25
 MAX_READERS: Final = 4
+#: A marker whose correlation with the real stain over squares of 8 px is lower is told to the user.
+WEAK_PEARSON: Final = 0.35
+#: Which of the model's measured tables holds for a read-out.
+MEASURED: Final = {"mean": "dev", "sample": "dev_sample"}
 #: Grid positions that differ by less than this many pixels are the same.
 ROUNDING: Final = 1e-6
 
@@ -72,9 +76,11 @@ def prepare_job(
     fraction = look.tissue.fraction(region, info.mpp)
     recolor = _recolor(look.staining, info.stain_reference, options)
     strength = relative_strength(look.staining, info.stain_reference)
+    markers = tuple(info.panel.markers[i] for i in labels)
     warnings = (
         *_warnings(look.guess, slide.mpp, info.mpp, fraction, options),
         *_staining_warnings(strength, recolored=recolor is not None),
+        *weak_markers(info.metrics.get(MEASURED[options.readout], {}), markers),
     )
     windows = tuple(info.display_window[options.readout][c] for c in channels)
     facts = _facts(slide, stainer, options, style) | {
@@ -90,7 +96,6 @@ def prepare_job(
         "tissue_fraction": round(fraction, 6),
         "warnings": list(warnings),
     }
-    markers = tuple(info.panel.markers[i] for i in labels)
     described = () if style == "ihc" else tuple(map(_channel, markers, windows))
     spec = _image_spec(slide.name, markers, described, region, info.mpp, facts)
     check_free_disk(
@@ -234,6 +239,23 @@ def _staining_warnings(strength: tuple[float, float] | None, *, recolored: bool)
     return [
         f"haematoxylin is {strength[0]:.2g} and eosin {strength[1]:.2g} times as strong as on the slide that the model "
         f"was trained on; {what}, and the stain is less certain"
+    ]
+
+
+def weak_markers(measured: Mapping[str, Mapping[str, float]], markers: tuple[Marker, ...]) -> list[str]:
+    """A sentence about what the model hardly predicts, with its figures.
+
+    Args:
+        measured: by marker, its agreement with the real stain on columns that training did not see.
+        markers: that are asked for.
+    """
+    rows = {marker.name: measured[marker.name] for marker in markers if marker.name in measured}
+    weak = [f"{name} {row['pearson_8px']:.2f}" for name, row in rows.items() if row["pearson_8px"] < WEAK_PEARSON]
+    if not weak:
+        return []
+    return [
+        f"weakly predicted, do not read single cells off it: {', '.join(weak)} (correlation with the real stain over "
+        "squares of 8 px, about a cell, on the model's test columns)"
     ]
 
 
