@@ -31,9 +31,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev ## measure speed and memory, and print the tables
 	$(BIN)/python -m benchmarks
 
-weights: install ## train mupd-mini as its two recipes say; resumes where it was stopped
-	$(BIN)/python -m mupd_wsi.training training/recipes/mupd-mini-start.yaml --run training/runs/mupd-mini-start --threads 2
-	$(BIN)/python -m mupd_wsi.training.export training/recipes/mupd-mini-start.yaml --run training/runs/mupd-mini-start -o training/runs/mupd-mini-start/bundle
+weights: install ## train mupd-mini as its recipe says; resumes where it was stopped
 	$(BIN)/python -m mupd_wsi.training training/recipes/mupd-mini.yaml --run training/runs/mupd-mini --threads 2
 	$(BIN)/python -m mupd_wsi.training.export training/recipes/mupd-mini.yaml --run training/runs/mupd-mini -o mupd_wsi/model/bundles/mupd-mini
 

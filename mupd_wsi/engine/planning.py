@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from mupd_wsi.model import Stainer
 
 #: Measured: what the libraries, the model and the slide's cache hold before the first tile, bytes.
-BASE_MEMORY: Final = 800 * 2**20
+BASE_MEMORY: Final = 620 * 2**20
 #: Measured: activations of the network for one tile pixel, bytes.
-ACTIVATION_BYTES_PER_PIXEL: Final = 320
+ACTIVATION_BYTES_PER_PIXEL: Final = 200
 #: What reading, rendering, writing and waiting make of the network's time.
 OVERHEAD: Final = 1.1
 

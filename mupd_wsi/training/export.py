@@ -106,7 +106,7 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
     identity = Calibration((0.0,) * channels, (16.0,) * channels, ((0.0, 16.0),) * channels)
     return ModelInfo(
         name=recipe.name,
-        version="0.2.0",
+        version="0.1.1",
         license="Apache-2.0",
         credit="Trained on ORION P37_S29-CRC01 (Lin, Chen, Campton et al., Nature Cancer 2023, "
         "doi 10.1038/s43018-023-00576-1), images by way of labsyspharm/minerva-story (MIT, (c) 2020 Laboratory of "
