@@ -9,6 +9,7 @@ from mupd_wsi.model.blocks import (
     ConvBlock,
     TimeEmbedding,
     TransformerBlock,
+    affine,
     depth_to_space,
     space_to_depth,
 )
@@ -66,7 +67,7 @@ class MuPDNetwork(nn.Module):
         text: Tensor | None = None,
         rna: Tensor | None = None,
         lead: int = 0,
-        margin: int = 0,
+        wanted: tuple[Extent, Extent] | None = None,
     ) -> Tensor:
         """Predict x0.
 
@@ -78,18 +79,21 @@ class MuPDNetwork(nn.Module):
             text: text tokens (B, M, text_width), or None.
             rna: RNA tokens (B, M, rna_width), or None.
             lead: trunk tokens before the first whole attention window, on both axes.
-            margin: px on each side that are not wanted, a multiple of ``config.patch``. What they are needed for is
-                still computed, and nothing more.
+            wanted: rows and columns of the image that have to come out, in multiples of ``config.patch``; None is all.
+                What they are needed for is computed, and nothing more.
 
         Returns:
-            x0 (B, targets, H - 2 * margin, W - 2 * margin), in the standardised space of the training targets.
+            x0 (B, targets, H, W) of what is wanted, in the standardised space of the training targets.
         """
         time = self.time(t).to(self.trunk_modulation.weight.dtype)
         x, contexts = self._embed(image, noisy)
         contexts |= {name: tokens for name, tokens in (("text", text), ("rna", rna)) if tokens is not None}
         stride, window = self.config.trunk_stride, self.config.window
-        parts = [needs(self.config, tokens * self.config.patch, lead * stride, margin) for tokens in x.shape[1:3]]
         whole = [Extent(0, tokens * self.config.patch) for tokens in x.shape[1:3]]
+        parts = [
+            needs(self.config, axis.length, lead * stride, part)
+            for axis, part in zip(whole, wanted or whole, strict=True)
+        ]
         trunk = [part.down[-1] for part in parts]
         maps = {name: cut(c, whole, trunk, stride) if c.ndim == 4 else c for name, c in contexts.items()}
         leads = tuple((lead - part.start // stride) % window for part in trunk)
@@ -98,7 +102,7 @@ class MuPDNetwork(nn.Module):
         for block in self.trunk:
             x = block(x, modulation, maps, leads)
         x = self._ascend(x, skips, parts, time)
-        out = self.head(self.head_norm(x.to(self.head.weight.dtype)))
+        out = affine(self.head_norm(x.to(self.head.weight.dtype)), self.head)
         return depth_to_space(out, self.config.patch).permute(0, 3, 1, 2)
 
     def _descend(self, x: Tensor, parts: list[Needs], time: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -109,7 +113,7 @@ class MuPDNetwork(nn.Module):
                 x = block(x, time)
             given, stride = [part.down[level] for part in parts], self.config.patch * 2**level
             skips.append(cut(x, given, [part.up[level] for part in parts], stride))
-            x = down(space_to_depth(cut(x, given, [part.down[level + 1] for part in parts], stride), 2))
+            x = affine(space_to_depth(cut(x, given, [part.down[level + 1] for part in parts], stride), 2), down)
         return x, skips
 
     def _ascend(self, x: Tensor, skips: list[Tensor], parts: list[Needs], time: Tensor) -> Tensor:
@@ -117,8 +121,8 @@ class MuPDNetwork(nn.Module):
         given = [part.down[-1] for part in parts]
         for level in reversed(range(len(skips))):
             kept, stride = [part.up[level] for part in parts], self.config.patch * 2**level
-            x = depth_to_space(self.ups[level](cut(x, given, kept, 2 * stride)), 2)
-            x = self.merges[level](torch.cat([x, skips[level]], dim=-1))
+            x = depth_to_space(affine(cut(x, given, kept, 2 * stride), self.ups[level]), 2)
+            x = affine(torch.cat([x, skips[level]], dim=-1), self.merges[level])
             for block in self.up_stages[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, time)
             given = kept
@@ -137,10 +141,10 @@ class MuPDNetwork(nn.Module):
         parts: list[Tensor] = []
         if image is not None:
             pixels = image.permute(0, 2, 3, 1)
-            parts.append(self.embed_image(space_to_depth(pixels, self.config.patch)))
-            contexts["image"] = self.embed_context(space_to_depth(pixels, self.config.trunk_stride))
+            parts.append(affine(space_to_depth(pixels, self.config.patch), self.embed_image))
+            contexts["image"] = affine(space_to_depth(pixels, self.config.trunk_stride), self.embed_context)
         if noisy is not None:
-            parts.append(self.embed_noisy(space_to_depth(noisy.permute(0, 2, 3, 1), self.config.patch)))
+            parts.append(affine(space_to_depth(noisy.permute(0, 2, 3, 1), self.config.patch), self.embed_noisy))
         if not parts:
             raise ValueError("the network needs the H&E image or a noisy stain, got neither")
         return sum(parts[1:], parts[0]), contexts
