@@ -45,11 +45,13 @@ class Needs:
     Attributes:
         down: what each stage on the way down is given, finest first; last, what the trunk is given.
         up: what each stage on the way up is given, finest first.
+        head: what the head gives.
         wanted: what comes out.
     """
 
     down: tuple[Extent, ...]
     up: tuple[Extent, ...]
+    head: Extent
     wanted: Extent
 
 
@@ -64,7 +66,8 @@ def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Need
     """
     strides = [config.patch * 2**level for level in range(len(config.stage_widths))]
     reaches = [d * (config.kernel // 2) * stride for d, stride in zip(config.stage_depths, strides, strict=True)]
-    part, up = wanted, []
+    head = part = wanted.widened(1, config.patch, length) if config.refine_width else wanted
+    up = []
     for reach, stride in zip(reaches, strides, strict=True):
         part = part.widened(reach, 2 * stride, length)
         up.append(part)
@@ -73,7 +76,7 @@ def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Need
     for reach, stride in zip(reversed(reaches), reversed(strides), strict=True):
         part = part.widened(reach, stride, length)
         down.append(part)
-    return Needs(tuple(reversed(down)), tuple(up), wanted)
+    return Needs(tuple(reversed(down)), tuple(up), head, wanted)
 
 
 def cut(x: Tensor, given: Sequence[Extent], kept: Sequence[Extent], stride: int) -> Tensor:

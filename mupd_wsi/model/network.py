@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
 from mupd_wsi.model.blocks import (
     ConvBlock,
+    Refinement,
     TimeEmbedding,
     TransformerBlock,
     affine,
@@ -15,6 +18,9 @@ from mupd_wsi.model.blocks import (
 )
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.extents import Extent, Needs, cut, needs
+
+#: Parts that stay fp32 whatever the precision, so that what comes out is not rounded to bf16's 8 bits.
+KEPT_PRECISE: Final = frozenset({"time", "head_norm", "head", "readout_head", "refine", "readout_refine"})
 
 
 class MuPDNetwork(nn.Module):
@@ -56,6 +62,11 @@ class MuPDNetwork(nn.Module):
         self.up_stages = nn.ModuleList(stage(level) for level in levels)
         self.head_norm = nn.LayerNorm(widths[0])
         self.head = nn.Linear(widths[0], patch_area * config.targets)
+        if config.readout_head:
+            self.readout_head = nn.Linear(widths[0], patch_area * config.targets)
+        if config.refine_width:
+            size = config.targets, config.image_channels, config.refine_width, config.time_width
+            self.refine, self.readout_refine = Refinement(*size, noisy=True), Refinement(*size, noisy=False)
         nn.init.zeros_(self.trunk_modulation.bias)
         nn.init.normal_(self.head.weight, std=0.01)
 
@@ -102,8 +113,7 @@ class MuPDNetwork(nn.Module):
         for block in self.trunk:
             x = block(x, modulation, maps, leads)
         x = self._ascend(x, skips, parts, time)
-        out = affine(self.head_norm(x.to(self.head.weight.dtype)), self.head)
-        return depth_to_space(out, self.config.patch).permute(0, 3, 1, 2)
+        return self._read(x, image, noisy, parts, time)
 
     def _descend(self, x: Tensor, parts: list[Needs], time: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The way down: what the trunk is given, and what each stage keeps for the way up."""
@@ -126,13 +136,26 @@ class MuPDNetwork(nn.Module):
             for block in self.up_stages[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, time)
             given = kept
-        return cut(x, given, [part.wanted for part in parts], self.config.patch)
+        return cut(x, given, [part.head for part in parts], self.config.patch)
+
+    def _read(self, x: Tensor, image: Tensor | None, noisy: Tensor | None, parts: list[Needs], time: Tensor) -> Tensor:
+        """x0 of what is wanted, from the features of what the head gives; the read-out is what has no noisy stain."""
+        readout = noisy is None
+        head = self.readout_head if readout and self.config.readout_head else self.head
+        out = affine(self.head_norm(x.to(self.head.weight.dtype)), head)
+        x0 = depth_to_space(out, self.config.patch).permute(0, 3, 1, 2)
+        if self.config.refine_width:
+            rows, columns = (slice(part.head.start, part.head.stop) for part in parts)
+            image, noisy = (None if p is None else p[:, :, rows, columns].to(x0.dtype) for p in (image, noisy))
+            refine = self.readout_refine if readout else self.refine
+            x0 = refine(x0, image, noisy, time.to(x0.dtype))
+        inner = [slice(part.wanted.start - part.head.start, part.wanted.stop - part.head.start) for part in parts]
+        return x0[:, :, inner[0], inner[1]]
 
     def as_precision(self, dtype: torch.dtype) -> MuPDNetwork:
-        """Convert the weights, all but the time embedding's and the head's: those stay fp32, so that what comes out is
-        not rounded to bf16's 8 bits."""
+        """Convert the weights, all but those of :data:`KEPT_PRECISE`."""
         for name, child in self.named_children():
-            child.to(torch.float32 if name in ("time", "head_norm", "head") else dtype)
+            child.to(torch.float32 if name in KEPT_PRECISE else dtype)
         return self
 
     def _embed(self, image: Tensor | None, noisy: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:

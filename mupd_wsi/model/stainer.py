@@ -58,7 +58,6 @@ class Wanted:
     rows: Extent
     columns: Extent
 
-
     def within(self, part: Region | None, patch: int) -> Wanted | None:
         """What covers a part of it, given from its own corner, in whole patches; None where that is nothing."""
         if part is None:
