@@ -35,7 +35,8 @@ def test_shipped_tile_needs_five_whole_windows():
         (1, (0, 384), (412, 416)),
     ],
 )
-def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns):
+@pytest.mark.parametrize("extras", [{}, {"refine_width": 4, "readout_head": True}])
+def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns, extras):
     torch.manual_seed(0)
     config = NetworkConfig(
         targets=2,
@@ -47,6 +48,7 @@ def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns):
         window=6,
         kernel=5,
         context_width=8,
+        **extras,
     )
     network = MuPDNetwork(config).eval()
     with torch.no_grad():
