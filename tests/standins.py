@@ -85,6 +85,7 @@ class MemoryWriter:
     def finish(self) -> Path:
         assert self.rows == self.spec.size.height
         self.finished = True
+        self.path.touch()
         return self.path
 
     def abort(self) -> None:

@@ -78,6 +78,7 @@ class RegionType(click.ParamType[Region]):
 @click.option("--no-normalise", is_flag=True, help="Leave the slide's H&E colours as they are.")
 @click.option("--strict", is_flag=True, help="A slide that does not look like H&E is an error.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+@click.option("--restart", is_flag=True, help="Throw away what an interrupted run has finished.")
 @click.option("--dry-run", is_flag=True, help="Show tiles, output size, memory and time; write nothing.")
 @json_option
 @verbose_option
