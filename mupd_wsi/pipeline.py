@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mupd_wsi.engine.damage import told
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.journal import Core
 from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
@@ -86,6 +87,7 @@ def stain_slide(
     with opened_job(slide, targets, model, output, options, watch) as job, opened_work(job, options) as work:
         gathered = PreviewCollector(job.grid.region, job.grid.core, job.spec.samples, job.spec.background)
         stained = _run(job, work, gathered, watch, progress)
+        job = told(job)
         with watch.stage("preview"):
             save_preview(work.staged(job.place.preview), gathered, job.read_he, job.mpp, _preview_text(job))
         details = _details(job, options, stained, work.resumed, watch)
@@ -173,7 +175,8 @@ def _rendered(job: StainJob, stained: Iterable[Stained], watch: Stopwatch) -> It
     for tiles, intensities in stained:
         for tile, planes in zip(tiles, intensities, strict=True):
             with watch.stage("render"):
-                core = Core(tile.index, *job.render(tile.core, tile.crop(planes)))
+                pixels, positivity = job.render(tile.core, tile.crop(planes))
+                core = Core(tile.index, pixels, positivity, job.on_damage(tile))
             yield core
 
 
@@ -228,6 +231,7 @@ def _details(job: StainJob, options: StainOptions, stained: int, resumed: int, w
         },
         "device": job.stainer.device,
         "batch_size": job.stainer.batch_size,
+        "batch_size_that_fitted": job.stainer.fitting.width,
         "workers": job.workers,
         "seconds": watch.seconds(),
         "environment": software(),
@@ -246,5 +250,6 @@ def _preview_text(job: StainJob) -> PreviewText:
         stain=f"virtual {'IHC' if ihc else 'immunofluorescence'}" + (f", {names}" if count == 1 else ""),
         channels=job.spec.channels,
         warnings=job.warnings,
+        damaged=job.lost(),
         notices=(f"{NOTICE}; {IHC_NOTICE}" if ihc else NOTICE,),
     )

@@ -14,6 +14,7 @@ from heapq import merge
 from pathlib import Path
 from typing import Final
 
+from mupd_wsi.engine.damage import remember, settle_damage
 from mupd_wsi.engine.destination import PUBLISHING, Destination, check_destination
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.journal import Core, Journal
@@ -35,11 +36,19 @@ class Work:
         resumed: tiles that an earlier run has finished.
     """
 
-    def __init__(self, place: Destination, journal: Journal, ownership: Ownership, keeper: Keeper) -> None:
+    def __init__(
+        self,
+        place: Destination,
+        journal: Journal,
+        ownership: Ownership,
+        keeper: Keeper,
+        damaged: set[tuple[int, int, int]],
+    ) -> None:
         self._place: Final = place
         self._keeper: Final = keeper
         self._journal: Final = journal
         self._ownership: Final = ownership
+        self._damaged: Final = damaged
         self.resumed: Final = len(journal)
 
     def staged(self, final: Path) -> Path:
@@ -63,7 +72,7 @@ class Work:
             OutputError: the disk is full or fails, or another process has taken over.
         """
         kept = (self._replayed(index, job) for index in self._journal.indices())
-        yield from merge(kept, map(self._keep, fresh), key=lambda core: core.index)
+        yield from merge(kept, (self._keep(core, job) for core in fresh), key=lambda core: core.index)
 
     def publish(self) -> None:
         """Give preview, record and output, which lie complete under :meth:`staged`, their final names, the output last.
@@ -90,10 +99,12 @@ class Work:
         with output_errors(self._place.output):
             return self._journal.replay((job.spec.samples, where.height, where.width), index)
 
-    def _keep(self, core: Core) -> Core:
+    def _keep(self, core: Core, job: StainJob) -> Core:
         self._ownership.require()
         with output_errors(self._place.output):
             self._keeper.require()
+            if core.on_damage:
+                remember(self._journal, job.slide.damaged, self._damaged)
             self._journal.keep(core)
         return core
 
@@ -116,7 +127,8 @@ def opened_work(job: StainJob, options: StainOptions) -> Iterator[Work]:
             check_destination(place, job.slide.path, overwrite=options.overwrite)
             stack.callback(_tidy, place, keeper, ownership)
             keeper.journal = journal = _taken_up(job, options)
-        yield Work(place, journal, ownership, keeper)
+        damaged = settle_damage(journal, job.slide)
+        yield Work(place, journal, ownership, keeper, damaged)
 
 
 class Keeper:
