@@ -19,7 +19,7 @@ from mupd_wsi.engine.journal import journal_bytes
 from mupd_wsi.engine.looking import look_at
 from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageError
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
-from mupd_wsi.markers import Marker, Panel
+from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel
 from mupd_wsi.normalising import StainProfile, StainTransfer
 from mupd_wsi.request import IHC_NOTICE, NOTICE, StainOptions, Style
 from mupd_wsi.slides import Slide
@@ -31,7 +31,6 @@ from mupd_wsi.writers.spec import Channel, ImageSpec
 if TYPE_CHECKING:
     from mupd_wsi.model import SampleOptions, Stainer
 
-NUCLEAR_MARKER: Final = "Hoechst"
 #: Dyes this many times stronger or weaker than the training slide's are told to the user.
 MAX_STRENGTH: Final = 2.0
 #: A slide may be this much coarser than the model before the user is warned.

@@ -95,37 +95,6 @@ class ConvBlock(nn.Module):
         return out.view(x.shape)
 
 
-class Refinement(nn.Module):
-    """Corrects x0 pixel by pixel: the head writes whole patches, whose joints show, and whose finest detail has to pass
-    through fewer channels than a patch has values. Reads the H&E and the noisy stain at full resolution.
-
-    Args:
-        targets: channels of the stain.
-        image_channels: of the H&E.
-        width: of the hidden layer.
-        time_width: of the time embedding.
-        noisy: whether there ever is a noisy stain.
-    """
-
-    def __init__(self, targets: int, image_channels: int, width: int, time_width: int, *, noisy: bool) -> None:
-        super().__init__()
-        self.from_stain = nn.Conv2d(targets, width, 3, padding=1)
-        self.from_image = nn.Conv2d(image_channels, width, 3, padding=1, bias=False)
-        self.from_noisy = nn.Conv2d(targets, width, 3, padding=1, bias=False) if noisy else None
-        self.from_time = nn.Linear(time_width, width)
-        self.out = nn.Conv2d(width, targets, 1, bias=False)
-        nn.init.zeros_(self.out.weight)
-
-    def forward(self, x0: Tensor, image: Tensor | None, noisy: Tensor | None, time: Tensor) -> Tensor:
-        """Corrected ``x0`` (B, C, H, W); ``image`` (B, E, H, W) and ``noisy`` (B, C, H, W) of the same place."""
-        hidden = self.from_stain(x0) + self.from_time(time)[:, :, None, None]
-        if image is not None:
-            hidden = hidden + self.from_image(image)
-        if noisy is not None and self.from_noisy is not None:
-            hidden = hidden + self.from_noisy(noisy)
-        return x0 + cast(Tensor, self.out(F.hardswish(hidden, inplace=not torch.is_grad_enabled())))
-
-
 class CrossAttentionStream(nn.Module):
     """One condition of decoupled cross-attention (IP-Adapter, arXiv 2308.06721; MuPD, arXiv 2604.03635).
 

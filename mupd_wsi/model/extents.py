@@ -45,7 +45,7 @@ class Needs:
     Attributes:
         down: what each stage on the way down is given, finest first; last, what the trunk is given.
         up: what each stage on the way up is given, finest first.
-        head: what the head gives.
+        head: what the heads are given.
         wanted: what comes out.
     """
 
@@ -66,7 +66,8 @@ def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Need
     """
     strides = [config.patch * 2**level for level in range(len(config.stage_widths))]
     reaches = [d * (config.kernel // 2) * stride for d, stride in zip(config.stage_depths, strides, strict=True)]
-    head = part = wanted.widened(1, config.patch, length) if config.refine_width else wanted
+    reach = config.readout_depth * (config.kernel // 2) * config.patch
+    head = part = wanted.widened(reach, config.patch, length)
     up = []
     for reach, stride in zip(reaches, strides, strict=True):
         part = part.widened(reach, 2 * stride, length)

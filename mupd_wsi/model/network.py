@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mupd_wsi.model.blocks import (
     ConvBlock,
-    Refinement,
     TimeEmbedding,
     TransformerBlock,
     affine,
@@ -20,7 +19,7 @@ from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.extents import Extent, Needs, cut, needs
 
 #: Parts that stay fp32 whatever the precision, so that what comes out is not rounded to bf16's 8 bits.
-KEPT_PRECISE: Final = frozenset({"time", "head_norm", "head", "readout_head", "refine", "readout_refine"})
+KEPT_PRECISE: Final = frozenset({"time", "head_norm", "head", "readout_head"})
 
 
 class MuPDNetwork(nn.Module):
@@ -62,11 +61,11 @@ class MuPDNetwork(nn.Module):
         self.up_stages = nn.ModuleList(stage(level) for level in levels)
         self.head_norm = nn.LayerNorm(widths[0])
         self.head = nn.Linear(widths[0], patch_area * config.targets)
-        if config.readout_head:
+        if config.readout_depth:
+            self.readout_blocks = nn.ModuleList(
+                ConvBlock(widths[0], config.time_width, config.kernel) for _ in range(config.readout_depth)
+            )
             self.readout_head = nn.Linear(widths[0], patch_area * config.targets)
-        if config.refine_width:
-            size = config.targets, config.image_channels, config.refine_width, config.time_width
-            self.refine, self.readout_refine = Refinement(*size, noisy=True), Refinement(*size, noisy=False)
         nn.init.zeros_(self.trunk_modulation.bias)
         nn.init.normal_(self.head.weight, std=0.01)
 
@@ -94,7 +93,31 @@ class MuPDNetwork(nn.Module):
                 What they are needed for is computed, and nothing more.
 
         Returns:
-            x0 (B, targets, H, W) of what is wanted, in the standardised space of the training targets.
+            (B, targets, H, W) of what is wanted: x0 in the standardised space of the training targets. Of a read-out
+            (no ``noisy``) with blocks of its own (``config.readout_depth``): expected intensities.
+        """
+        features, parts = self.features(image, t, noisy, text, rna, lead, wanted)
+        if noisy is None and self.config.readout_depth:
+            return self._read_out(features, parts, t)
+        inner = cut(features, [part.head for part in parts], [part.wanted for part in parts], self.config.patch)
+        return self.pixels(affine(inner, self.head))
+
+    def features(
+        self,
+        image: Tensor | None,
+        t: Tensor,
+        noisy: Tensor | None = None,
+        text: Tensor | None = None,
+        rna: Tensor | None = None,
+        lead: int = 0,
+        wanted: tuple[Extent, Extent] | None = None,
+    ) -> tuple[Tensor, list[Needs]]:
+        """What the heads are given, normalised: fp32 (B, h, w, stage_widths[0]), one vector a patch.
+
+        Args: those of :meth:`forward`.
+
+        Returns:
+            The features, and for rows and columns what they cover (``head``) and what of it is wanted.
         """
         time = self.time(t).to(self.trunk_modulation.weight.dtype)
         x, contexts = self._embed(image, noisy)
@@ -113,7 +136,8 @@ class MuPDNetwork(nn.Module):
         for block in self.trunk:
             x = block(x, modulation, maps, leads)
         x = self._ascend(x, skips, parts, time)
-        return self._read(x, image, noisy, parts, time)
+        normed: Tensor = self.head_norm(x.to(self.head.weight.dtype))
+        return normed, parts
 
     def _descend(self, x: Tensor, parts: list[Needs], time: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The way down: what the trunk is given, and what each stage keeps for the way up."""
@@ -138,19 +162,17 @@ class MuPDNetwork(nn.Module):
             given = kept
         return cut(x, given, [part.head for part in parts], self.config.patch)
 
-    def _read(self, x: Tensor, image: Tensor | None, noisy: Tensor | None, parts: list[Needs], time: Tensor) -> Tensor:
-        """x0 of what is wanted, from the features of what the head gives; the read-out is what has no noisy stain."""
-        readout = noisy is None
-        head = self.readout_head if readout and self.config.readout_head else self.head
-        out = affine(self.head_norm(x.to(self.head.weight.dtype)), head)
-        x0 = depth_to_space(out, self.config.patch).permute(0, 3, 1, 2)
-        if self.config.refine_width:
-            rows, columns = (slice(part.head.start, part.head.stop) for part in parts)
-            image, noisy = (None if p is None else p[:, :, rows, columns].to(x0.dtype) for p in (image, noisy))
-            refine = self.readout_refine if readout else self.refine
-            x0 = refine(x0, image, noisy, time.to(x0.dtype))
-        inner = [slice(part.wanted.start - part.head.start, part.wanted.stop - part.head.start) for part in parts]
-        return x0[:, :, inner[0], inner[1]]
+    def _read_out(self, features: Tensor, parts: list[Needs], t: Tensor) -> Tensor:
+        """Expected intensities of what is wanted, from the normalised features of what the heads are given."""
+        x, time = (part.to(self.trunk_modulation.weight.dtype) for part in (features, self.time(t)))
+        for block in self.readout_blocks:
+            x = block(x, time)
+        inner = cut(x, [part.head for part in parts], [part.wanted for part in parts], self.config.patch)
+        return self.pixels(affine(inner.to(self.readout_head.weight.dtype), self.readout_head))
+
+    def pixels(self, patches: Tensor) -> Tensor:
+        """(B, H/p, W/p, p * p * targets) to (B, targets, H, W)."""
+        return depth_to_space(patches, self.config.patch).permute(0, 3, 1, 2)
 
     def as_precision(self, dtype: torch.dtype) -> MuPDNetwork:
         """Convert the weights, all but those of :data:`KEPT_PRECISE`."""

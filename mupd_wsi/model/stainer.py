@@ -197,9 +197,12 @@ class Stainer:
             *_, x0 = euler_states(predict, self._noise(rgb.shape, origins, options.seed), self._steps(options))
             rows, columns = wanted.rows, wanted.columns
             x0 = x0[:, :, rows.start : rows.stop, columns.start : columns.stop]
+        expected = options.readout == "mean" and self.info.network.readout_depth > 0
         curves = self.info.calibration if options.readout == "mean" else self.info.draw_calibration
         for channel in wanted.channels:
-            yield curves.apply(self.info.transform.root(x0[:, channel], channel), channel).clamp_(0, 255)
+            plane = x0[:, channel]
+            root = plane.clamp_min(0).sqrt() if expected else self.info.transform.root(plane, channel)
+            yield curves.apply(root, channel).clamp_(0, 255)
 
     def _steps(self, options: SampleOptions) -> int:
         return options.steps or self.info.steps

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class Trainer:
         self.transform: TargetTransform = fit_transform(self.train_tiles.markers, self.train_tiles.patch_tissue)
         self.network = MuPDNetwork(recipe.network_config)
         if recipe.start_from:
-            self.network.load_state_dict(self.network.state_dict() | starting_weights(recipe, recipe.start_from))
+            self.network.load_state_dict(starting_weights(recipe, recipe.start_from))
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(_parameter_groups(self.network, recipe.weight_decay), betas=(0.9, 0.98))
         self.noise = torch.Generator().manual_seed(recipe.seed + 1)
@@ -247,20 +247,16 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def starting_weights(recipe: Recipe, bundle: Path) -> dict[str, Tensor]:
-    """The weights of a bundle, for a run to begin with; a read-out's head that it lacks begins as its flow's.
+    """The weights of a bundle, for a run to begin with.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
         UsageError: its network has another shape, or its markers are others.
     """
-    info, config = read_info(bundle), recipe.network_config
-    grown = replace(info.network, readout_head=config.readout_head, refine_width=config.refine_width)
-    if config != grown or info.panel.names != recipe.markers:
+    info = read_info(bundle)
+    if info.network != recipe.network_config or info.panel.names != recipe.markers:
         raise UsageError(f"{recipe.name} cannot start from {info.name}: its network or its markers are others")
-    weights = {name: weight.float() for name, weight in read_weights(bundle, info).items()}
-    if config.readout_head and not info.network.readout_head:
-        weights |= {f"readout_{name}": weights[name].clone() for name in ("head.weight", "head.bias")}
-    return weights
+    return {name: weight.float() for name, weight in read_weights(bundle, info).items()}
 
 
 def _parameter_groups(network: MuPDNetwork, weight_decay: float) -> list[dict[str, Any]]:

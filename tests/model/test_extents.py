@@ -35,7 +35,7 @@ def test_shipped_tile_needs_five_whole_windows():
         (1, (0, 384), (412, 416)),
     ],
 )
-@pytest.mark.parametrize("extras", [{}, {"refine_width": 4, "readout_head": True}])
+@pytest.mark.parametrize("extras", [{}, {"readout_depth": 1}])
 def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns, extras):
     torch.manual_seed(0)
     config = NetworkConfig(
