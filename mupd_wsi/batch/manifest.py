@@ -61,7 +61,7 @@ def read_manifest(path: Path) -> list[Entry]:
                 except MupdError as error:
                     bad.append(f"line {reader.line_num}: {error}")
     except csv.Error as error:
-        raise UsageError(f"manifest {path} line {reader.line_num}: {error}; write it as CSV") from error
+        raise UsageError(f"manifest {path} line {reader.reader.line_num}: {error}; write it as CSV") from error
     if bad:
         more = f"; and {len(bad) - MAX_NAMED_ROWS} more" if len(bad) > MAX_NAMED_ROWS else ""
         raise UsageError(f"manifest {path} has {len(bad)} bad row(s): {'; '.join(bad[:MAX_NAMED_ROWS])}{more}")

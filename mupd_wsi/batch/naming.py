@@ -49,7 +49,7 @@ def plan_tasks(
     """
     ending = ENDINGS[options.file_format or "ome-tiff"][0]
     named = [_named(entry, tuple(targets), panel, ending) for entry in entries]
-    named = _apart(_apart(named, ending, keep_suffix=False), ending, keep_suffix=True)
+    named = _with_suffixes(_with_folders(named, ending), ending)
     counts = Counter(item.key for item in named)
     for item in named:
         if counts[item.key] > 1:
@@ -74,23 +74,34 @@ def _named(entry: Entry, targets: tuple[str, ...], panel: Panel, ending: str) ->
     return _Named(entry, chosen, label, key)
 
 
-def _apart(named: list[_Named], ending: str, *, keep_suffix: bool) -> list[_Named]:
-    """Longer names for the outputs whose names meet."""
-    counts = Counter(item.key for item in named)
-    meeting = {item.entry.slide for item in named if counts[item.key] > 1 and not item.entry.output}
+def _with_folders(named: list[_Named], ending: str) -> list[_Named]:
+    """Outputs whose names meet get their slides' folders, as far as these differ."""
+    meeting = _meeting(named)
     if not meeting:
         return named
-    top = _common_folder(meeting)
+    top = len(_common_folder({item.entry.slide for item in meeting}))
 
     def longer(item: _Named) -> _Named:
-        if item.entry.slide not in meeting or item.entry.output:
-            return item
         path = _pure(item.entry)
-        parts = path.parent.parts[len(top) :]
-        stem = path.name if keep_suffix else slide_name(path)
-        return replace(item, key=_key("/".join(parts), stem, item.label, ending))
+        return replace(item, key=_key("/".join(path.parent.parts[top:]), slide_name(path), item.label, ending))
 
-    return [longer(item) for item in named]
+    return [longer(item) if item in meeting else item for item in named]
+
+
+def _with_suffixes(named: list[_Named], ending: str) -> list[_Named]:
+    """Outputs whose names meet get their slides' endings."""
+    meeting = _meeting(named)
+
+    def longer(item: _Named) -> _Named:
+        place = PurePosixPath(item.key).parent.as_posix()
+        return replace(item, key=_key(place, _pure(item.entry).name, item.label, ending))
+
+    return [longer(item) if item in meeting else item for item in named]
+
+
+def _meeting(named: list[_Named]) -> set[_Named]:
+    counts = Counter(item.key for item in named)
+    return {item for item in named if counts[item.key] > 1 and not item.entry.output}
 
 
 def _common_folder(slides: set[str]) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ class BytesType(click.ParamType[int]):
     "--keep-going/--fail-fast", default=True, show_default=True, help="After a failure: do the rest, or stop."
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Copy slides here ahead of their turn.")
-@click.option("--cache-size", type=BytesType(), default=50, show_default=True, help="Bound of the copies.")
+@click.option("--cache-size", type=BytesType(), default="50", show_default=True, help="Bound of the copies.")
 @staining_options
 @json_option
 @verbose_option
