@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 end the command: cleanly where that is quick, and in any case within two seconds."""
+"""Ctrl-C and SIGTERM end the command at once, cleanly where that is quick and in any case within two seconds."""
 
 from __future__ import annotations
 
@@ -12,30 +12,26 @@ from typing import Final, NoReturn
 EXIT_INTERRUPTED: Final = 130
 EXIT_TERMINATED: Final = 143
 
-#: Signals by which others than the user stop a run.
-STOPPING: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 #: Seconds that a stopped run has for tidying up. Unfinished outputs never carry their final name, so that
 #: ending without the tidying is safe too.
 GRACE_S: Final = 1.5
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came, or SIGUSR1, by which batch systems say that time is up. It is a kind of KeyboardInterrupt so that
-    whatever tidies up after Ctrl-C does so here."""
+    """SIGTERM came. It is a kind of KeyboardInterrupt so that whatever tidies up after Ctrl-C does so here."""
 
 
 def install_handlers() -> None:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into exceptions of the main thread.
+    """Turn SIGINT and SIGTERM into exceptions of the main thread.
 
     Also where the parent ignores SIGINT, as shells do for background jobs: a job stopped by ``kill -INT`` stops.
     """
     signal.signal(signal.SIGINT, _on_signal)
-    for number in STOPPING:
-        signal.signal(number, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
 
 
 def leave(stop: KeyboardInterrupt) -> NoReturn:
-    """End the process with 130, or 143 for SIGTERM and SIGUSR1, as shells have it.
+    """End the process with 130, or 143 for SIGTERM, as shells have it.
 
     Not by way of Python's own shutdown, which waits for native threads: network passes take seconds.
     """
@@ -47,7 +43,7 @@ def leave(stop: KeyboardInterrupt) -> NoReturn:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     del frame
-    stop = Terminated() if number in STOPPING else KeyboardInterrupt()
+    stop = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
     deadline = threading.Timer(GRACE_S, leave, (stop,))
     deadline.daemon = True
     deadline.start()
