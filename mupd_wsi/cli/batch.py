@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +12,11 @@ import click
 from mupd_wsi.cli.batch_progress import batch_display
 from mupd_wsi.cli.console import Console, json_option, quiet_option, verbose_option
 from mupd_wsi.cli.failures import EXIT_PROBLEMS
-from mupd_wsi.cli.options import options_from, staining_options, target_option
+from mupd_wsi.cli.options import cluster_option, options_from, staining_options, target_option
 
 if TYPE_CHECKING:
     from mupd_wsi.batch.ledger import Shard
-    from mupd_wsi.batch.running import BatchOptions, BatchResult
+    from mupd_wsi.batch.running import BatchOptions, BatchResult, Events
 
 
 class ShardType(click.ParamType["Shard"]):
@@ -75,6 +77,7 @@ class BytesType(click.ParamType[int]):
 @click.option("--cache", type=click.Path(path_type=Path), help="Copy slides here ahead of their turn.")
 @click.option("--cache-size", type=BytesType(), default="50", show_default=True, help="Bound of the copies.")
 @staining_options
+@cluster_option
 @json_option
 @verbose_option
 @quiet_option
@@ -96,17 +99,33 @@ def batch(console: Console, /, **chosen: Any) -> int:
     from mupd_wsi.batch.running import model_facts, run_batch
 
     folder, inputs, manifests, targets = (chosen.pop(n) for n in ("folder", "inputs", "manifests", "targets"))
-    run = _run_options(chosen)
+    cluster, device = chosen.pop("cluster"), chosen["device"]
+    run = _run_options(chosen, cluster)
     options = options_from(chosen)
     entries = find_slides(inputs, manifests, pictures=options.mpp is not None, outside=folder)
     tasks = plan_tasks(entries, targets, model_facts(run.model).panel, folder, options)
-    with batch_display(console) as progress:
-        result = run_batch(tasks, folder, run, progress=progress)
+    with ExitStack() as stack:
+        events = None if cluster is None else stack.enter_context(_on_cluster(cluster, run, device))
+        progress = stack.enter_context(batch_display(console))
+        result = run_batch(tasks, folder, run, progress=progress, events=events)
     show_batch(console, result)
     return 0 if result.ok else EXIT_PROBLEMS
 
 
-def _run_options(chosen: dict[str, Any]) -> BatchOptions:
+@contextmanager
+def _on_cluster(cluster: str, run: BatchOptions, device: str) -> Iterator[Events]:
+    """Who stains on a cluster, while that is open."""
+    from mupd_wsi.batch.cluster import opened_client
+    from mupd_wsi.batch.dasking import dask_events
+    from mupd_wsi.batch.work import Seat
+
+    model = str(Path(run.model).resolve()) if Path(run.model).is_dir() else run.model
+    seat = Seat(model, device, threads=1, batch_size=run.batch_size)
+    with opened_client(cluster, run.jobs if run.jobs > 1 else None) as client:
+        yield lambda feed: dask_events(feed, client, seat)
+
+
+def _run_options(chosen: dict[str, Any], cluster: str | None) -> BatchOptions:
     """Take what is about the batch, and not about one slide, out of the parameters."""
     from mupd_wsi.batch.ledger import Shard
     from mupd_wsi.batch.running import BatchOptions
@@ -116,10 +135,12 @@ def _run_options(chosen: dict[str, Any]) -> BatchOptions:
     own = {name: chosen.pop(name) for name in names}
     if own["devices"] and own["jobs"]:
         raise click.UsageError("Give --jobs or --devices, not both: there is one process a device.")
+    if cluster is not None and own["devices"]:
+        raise click.UsageError("Give --cluster or --devices, not both: a cluster's workers choose theirs by --device.")
     places = [name.strip() for name in (own["devices"] or own["device"]).split(",") if name.strip()]
     return BatchOptions(
         model=own["model"],
-        devices=tuple(map(resolve_device, places)),
+        devices=tuple(places if cluster else map(resolve_device, places)),
         jobs=own["jobs"] or 1,
         batch_size=own["batch_size"],
         shard=own["shard"] or Shard(),

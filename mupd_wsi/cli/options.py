@@ -41,6 +41,12 @@ def target_option(*, required: bool) -> Callable[[F], F]:
     )
 
 
+cluster_option = click.option(
+    "--cluster",
+    metavar="local|tcp://HOST:PORT|FILE.yaml",
+    help="Stain on Dask workers: of this machine, of a running scheduler, or of a batch system.",
+)
+
 #: What is the same for one slide and for many; in the order in which ``--help`` shows them.
 _STAINING: Final = (
     click.option(

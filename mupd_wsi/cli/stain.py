@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mupd_wsi.cli.console import Console, json_option, quiet_option, verbose_option
-from mupd_wsi.cli.options import RegionType, options_from, staining_options, target_option
+from mupd_wsi.cli.options import RegionType, cluster_option, options_from, staining_options, target_option
 from mupd_wsi.cli.progress import duration, progress_display
 from mupd_wsi.request import StainPlan, StainResult
 
@@ -21,6 +23,7 @@ from mupd_wsi.request import StainPlan, StainResult
 )
 @click.option("--roi", type=RegionType(), help="Stain this part only, in level-0 pixels of the slide.")
 @staining_options
+@cluster_option
 @click.option("--dry-run", is_flag=True, help="Show tiles, output size, memory and time; write nothing.")
 @json_option
 @verbose_option
@@ -39,13 +42,21 @@ def stain(console: Console, /, **chosen: Any) -> None:
 
     slide, output, model, dry_run = (chosen.pop(name) for name in ("slide", "output", "model", "dry_run"))
     targets = list(chosen.pop("targets"))
+    cluster = chosen.pop("cluster")
     options = options_from(chosen)
     if dry_run:
         plan = plan_stain(slide, targets, model=model, output=output, options=options)
         show_plan(console, plan)
         return
-    with progress_display(console) as progress:
-        result = stain_slide(slide, targets, model=model, output=output, options=options, progress=progress)
+    with ExitStack() as stack:
+        run = partial(stain_slide, slide, targets)
+        if cluster is not None:
+            from mupd_wsi.batch.cluster import opened_client
+            from mupd_wsi.batch.one_slide import stain_on_cluster
+
+            run = partial(stain_on_cluster, slide, targets, stack.enter_context(opened_client(cluster)))
+        progress = stack.enter_context(progress_display(console))
+        result = run(model=model, output=output, options=options, progress=progress)
     show_result(console, result)
 
 

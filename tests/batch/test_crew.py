@@ -83,7 +83,7 @@ def test_a_stopped_batch_leaves_no_process_and_goes_on(number: signal.Signals, t
     save_slide(slides / "a.png", he_texture(2400, 2400))
     save_slide(slides / "b.png", he_texture(90, 90))
     arguments = ["in", "--target", "CD8", "-o", "out", "--mpp", "1.3", "--json"]
-    process = batch(tmp_path, *arguments, "--readout", "sample", "--steps", "200", "--no-tissue-mask")
+    process = batch(tmp_path, *arguments, "--no-tissue-mask")
     log = tmp_path / "out" / "batch.jsonl"
     while not (log.exists() and '"started"' in log.read_text()):
         assert process.poll() is None

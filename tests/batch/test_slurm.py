@@ -24,7 +24,7 @@ from mupd_wsi.errors import UsageError
 
 SLURM = [shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "slurmd", "munged")]
 #: What the big slide takes long enough for: to be stopped in the middle.
-SLOW = ["--mpp", "1.3", "--readout", "sample", "--steps", "20", "--no-tissue-mask"]
+SLOW = ["--mpp", "1.3", "--no-tissue-mask"]
 
 
 @pytest.fixture
@@ -109,10 +109,10 @@ def states(folder: Path) -> list[str]:
     return [state.state for state in read_states(folder / "out")] if logs else []
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], told: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + 180
     while not condition():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, f"it never came: {told()}"
         time.sleep(0.2)
 
 
