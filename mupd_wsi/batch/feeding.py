@@ -70,6 +70,7 @@ class TodoFeed:
 
 def _in_the_way(task: SlideTask, found: Match) -> str:
     advice = "give --overwrite to replace it, or another folder with -o"
+    place = task.remote or task.output
     if found.found == "unknown":
-        return f"{task.output} exists and has no record of how it was made; {advice}"
-    return f"{task.output} exists and was made otherwise: {found.difference}; {advice}"
+        return f"{place} exists and has no record of how it was made; {advice}"
+    return f"{place} exists and was made otherwise: {found.difference}; {advice}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from mupd_wsi.batch.manifest import Entry, read_manifest
-from mupd_wsi.batch.remote import is_url
+from mupd_wsi.batch.remote import expand, is_url
 from mupd_wsi.errors import UsageError
 
 #: What is looked for in folders.
@@ -52,7 +52,8 @@ def is_zarr(folder: Path) -> bool:
 
 def _meant(given: str, pictures: bool, outside: Path) -> Iterable[Entry]:
     if is_url(given):
-        return [Entry(given)]
+        urls = expand(given)
+        return [Entry(url) for url in urls if len(urls) == 1 or _is_slide_name(url.rpartition("/")[2], pictures)]
     path = Path(given)
     if path.is_dir() and not is_zarr(path):
         entries = list(_in_folder(path, pictures, outside))
@@ -71,17 +72,26 @@ def _meant(given: str, pictures: bool, outside: Path) -> Iterable[Entry]:
 
 
 def _in_folder(top: Path, pictures: bool, outside: Path) -> Iterator[Entry]:
-    endings = SLIDE_ENDINGS | (PICTURE_ENDINGS if pictures else frozenset())
+    seen = {outside}
     for name, folders, files in os.walk(top, followlinks=True):
         here = Path(name)
+        if here.resolve() in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(here.resolve())
         zarrs = [f for f in folders if is_zarr(here / f)]
-        folders[:] = sorted(f for f in folders if f not in zarrs and f[0] != "." and (here / f).resolve() != outside)
-        names = [
-            f for f in files if Path(f).suffix.lower() in endings and f[0] != "." and not f.endswith(PREVIEW_ENDING)
-        ]
+        folders[:] = sorted(f for f in folders if f not in zarrs and f[0] != ".")
+        names = [f for f in files if _is_slide_name(f, pictures)]
         place = here.relative_to(top).as_posix()
         for slide in sorted([*zarrs, *_one_dicom(here, names)]):
             yield Entry(str(here / slide), "" if place == "." else place)
+
+
+def _is_slide_name(name: str, pictures: bool) -> bool:
+    """Whether a file in a folder is a slide."""
+    ending = Path(name).suffix.lower()
+    known = ending in SLIDE_ENDINGS or (pictures and ending in PICTURE_ENDINGS)
+    return known and name[0] != "." and not name.endswith(PREVIEW_ENDING)
 
 
 def _one_dicom(folder: Path, names: list[str]) -> list[str]:

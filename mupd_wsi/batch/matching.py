@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from mupd_wsi.batch.remote import identity, is_url
+from mupd_wsi.batch.remote import exists, identity, is_url, read
 from mupd_wsi.batch.tasks import SlideTask
+from mupd_wsi.batch.transfer import places_of
 from mupd_wsi.engine.destination import destination
 from mupd_wsi.engine.preparing import target_labels
 from mupd_wsi.markers import Panel
@@ -54,18 +55,22 @@ def match(task: SlideTask, model: ModelFacts) -> Match:
     Raises:
         OSError: the slide cannot be read.
     """
-    if not task.output.exists():
+    if not (exists(task.remote) if task.remote else task.output.exists()):
         return Match("nothing")
-    record = _record(destination(task.output, None, "", (), 0).record)
+    record = _record(task)
     if record is None:
         return Match("unknown")
     difference = _difference(task, model, record)
     return Match("other", difference, record) if difference else Match("same", record=record)
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def _record(task: SlideTask) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        if task.remote:
+            content = read(places_of(task.remote).record) or b""
+        else:
+            content = destination(task.output, None, "", (), 0).record.read_bytes()
+        record = json.loads(content)
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

@@ -30,7 +30,12 @@ class _Named:
 
 
 def plan_tasks(
-    entries: Sequence[Entry], targets: Sequence[str], panel: Panel, folder: Path, options: StainOptions
+    entries: Sequence[Entry],
+    targets: Sequence[str],
+    panel: Panel,
+    folder: Path,
+    options: StainOptions,
+    remote: str | None = None,
 ) -> list[SlideTask]:
     """Give each slide its targets, options and output; everything that can be refused before staining is.
 
@@ -43,6 +48,7 @@ def plan_tasks(
         panel: of the model.
         folder: of the batch.
         options: for all.
+        remote: URL of the batch where the folder is only its local mirror.
 
     Raises:
         UsageError: no target, an unknown one, an output outside of the folder, or two slides with one output.
@@ -58,7 +64,7 @@ def plan_tasks(
                 f"two entries would write {item.key}, one of them {item.entry.slide}{where}; "
                 "name each in the manifest's column 'output'"
             )
-    return [_task(item, folder, options) for item in named]
+    return [_task(item, folder, options, remote) for item in named]
 
 
 def _named(entry: Entry, targets: tuple[str, ...], panel: Panel, ending: str) -> _Named:
@@ -126,7 +132,7 @@ def _own_key(output: str) -> str:
     return str(key)
 
 
-def _task(item: _Named, folder: Path, options: StainOptions) -> SlideTask:
+def _task(item: _Named, folder: Path, options: StainOptions, remote: str | None) -> SlideTask:
     own = item.entry
     changed = replace(
         options,
@@ -135,4 +141,5 @@ def _task(item: _Named, folder: Path, options: StainOptions) -> SlideTask:
         file_format=None,  # the name tells
     )
     slide = own.slide if is_url(own.slide) else os.path.abspath(own.slide)  # noqa: PTH100  (keeps links)
-    return SlideTask(item.key, slide, item.targets, folder / item.key, changed)
+    url = f"{remote.rstrip('/')}/{item.key}" if remote else None
+    return SlideTask(item.key, slide, item.targets, folder / item.key, changed, remote=url)

@@ -25,6 +25,7 @@ class SlideTask:
         output: full path of the stained slide.
         options: the rest.
         local: where a copy of the slide lies that is to be read instead; None reads the slide itself.
+        remote: URL that the output is put at when it is complete; None leaves it in its place.
     """
 
     key: str
@@ -33,6 +34,7 @@ class SlideTask:
     output: Path
     options: StainOptions
     local: Path | None = None
+    remote: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from mupd_wsi.batch.remote import identity, is_url
 from mupd_wsi.batch.tasks import LASTING, Outcome, SlideTask
+from mupd_wsi.batch.transfer import deliver, tell_source
 from mupd_wsi.errors import MupdError
 from mupd_wsi.pipeline import stain_slide
-from mupd_wsi.record import write_record
 from mupd_wsi.request import ProgressCallback, StainResult
+from mupd_wsi.writers.staging import remove
 
 if TYPE_CHECKING:
     from mupd_wsi.model import Stainer
@@ -102,9 +102,12 @@ class Worker:
             options=options,
             progress=progress,
         )
-        if task.local is not None:  # that is a copy which will be gone
-            source = {"slide_source": identity(task.slide)} if is_url(task.slide) else {}
-            write_record(result.record, dict(result.details) | {"slide_path": task.slide} | source)
+        if task.local is not None:
+            result = tell_source(result, task.slide)
+        if task.remote is not None:
+            deliver(result, task.remote)
+            for path in (result.output, result.preview, result.record):
+                remove(path)
         return result
 
     def _load(self) -> Stainer:

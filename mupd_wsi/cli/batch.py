@@ -12,7 +12,7 @@ import click
 from mupd_wsi.cli.batch_progress import batch_display
 from mupd_wsi.cli.console import Console, json_option, quiet_option, verbose_option
 from mupd_wsi.cli.failures import EXIT_PROBLEMS
-from mupd_wsi.cli.options import cluster_option, options_from, staining_options, target_option
+from mupd_wsi.cli.options import PlaceType, cluster_option, options_from, staining_options, target_option
 
 if TYPE_CHECKING:
     from mupd_wsi.batch.ledger import Shard
@@ -57,9 +57,7 @@ class BytesType(click.ParamType[int]):
 @click.command()
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @target_option(required=False)
-@click.option(
-    "-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder for all that is written."
-)
+@click.option("-o", "--output", "place", required=True, type=PlaceType(), help="Folder for all that is written.")
 @click.option(
     "--manifest",
     "manifests",
@@ -98,18 +96,37 @@ def batch(console: Console, /, **chosen: Any) -> int:
     from mupd_wsi.batch.naming import plan_tasks
     from mupd_wsi.batch.running import model_facts, run_batch
 
-    folder, inputs, manifests, targets = (chosen.pop(n) for n in ("folder", "inputs", "manifests", "targets"))
+    place, inputs, manifests, targets = (chosen.pop(n) for n in ("place", "inputs", "manifests", "targets"))
     cluster, device = chosen.pop("cluster"), chosen["device"]
     run = _run_options(chosen, cluster)
     options = options_from(chosen)
-    entries = find_slides(inputs, manifests, pictures=options.mpp is not None, outside=folder)
-    tasks = plan_tasks(entries, targets, model_facts(run.model).panel, folder, options)
+    entries = find_slides(inputs, manifests, pictures=options.mpp is not None, outside=Path(place))
+    url = place if isinstance(place, str) else None
     with ExitStack() as stack:
+        folder = stack.enter_context(batch_folder(place))
+        tasks = plan_tasks(entries, targets, model_facts(run.model).panel, folder, options, url)
         events = None if cluster is None else stack.enter_context(_on_cluster(cluster, run, device))
         progress = stack.enter_context(batch_display(console))
         result = run_batch(tasks, folder, run, progress=progress, events=events)
-    show_batch(console, result)
+    show_batch(console, result, place)
     return 0 if result.ok else EXIT_PROBLEMS
+
+
+@contextmanager
+def batch_folder(place: Path | str) -> Iterator[Path]:
+    """The folder of a batch, or a local mirror of one that lies at a URL."""
+    if isinstance(place, Path):
+        yield place
+        return
+    from mupd_wsi.batch.transfer import mirrored
+
+    with mirrored(place) as folder:
+        yield folder
+
+
+def shown_place(place: Path | str, name: str) -> str:
+    """Where a file of a batch lies, for people."""
+    return f"{place.rstrip('/')}/{name}" if isinstance(place, str) else str((place / name).resolve())
 
 
 @contextmanager
@@ -151,19 +168,20 @@ def _run_options(chosen: dict[str, Any], cluster: str | None) -> BatchOptions:
     )
 
 
-def show_batch(console: Console, result: BatchResult) -> None:
+def show_batch(console: Console, result: BatchResult, place: Path | str) -> None:
     """Print what became of the slides, and where it is written."""
     left = f", {result.left} not begun" if result.left else ""
     lines = [f"failed: {failure.slide}: {failure.reason}" for failure in result.failed]
     lines.append(f"{result.done} stained, {result.skipped} done before, {len(result.failed)} failed{left}")
-    lines += [f"table: {result.summary.table.resolve()}", f"page:  {result.summary.page.resolve()}"]
+    table, page = (shown_place(place, path.name) for path in (result.summary.table, result.summary.page))
+    lines += [f"table: {table}", f"page:  {page}"]
     values = {
         "ok": result.ok,
         "done": result.done,
         "skipped": result.skipped,
         "failed": [{"slide": f.slide, "output": f.key, "reason": f.reason} for f in result.failed],
         "left": result.left,
-        "table": str(result.summary.table.resolve()),
-        "page": str(result.summary.page.resolve()),
+        "table": table,
+        "page": page,
     }
     console.result("\n".join(lines), values)

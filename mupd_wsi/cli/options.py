@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -27,6 +28,17 @@ class RegionType(click.ParamType[Region]):
             return parse_region(str(value))
         except RegionError as error:
             self.fail(str(error), param, ctx)
+
+
+class PlaceType(click.ParamType["Path | str"]):
+    """A path, or a URL, which stays a string."""
+
+    name = "PATH|URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Tell the two apart."""
+        del param, ctx
+        return str(value) if "://" in str(value) else Path(value)
 
 
 def target_option(*, required: bool) -> Callable[[F], F]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 
 from mupd_wsi.cli.console import Console, json_option, quiet_option, verbose_option
-from mupd_wsi.cli.options import RegionType, cluster_option, options_from, staining_options, target_option
+from mupd_wsi.cli.options import PlaceType, RegionType, cluster_option, options_from, staining_options, target_option
 from mupd_wsi.cli.progress import duration, progress_display
 from mupd_wsi.request import StainPlan, StainResult
 
 
 @click.command()
-@click.argument("slide", type=click.Path(path_type=Path))
+@click.argument("slide", type=PlaceType())
 @target_option(required=True)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Default: SLIDE.TARGET.ome.tiff in the current folder."
-)
+@click.option("-o", "--output", type=PlaceType(), help="Default: SLIDE.TARGET.ome.tiff in the current folder.")
 @click.option("--roi", type=RegionType(), help="Stain this part only, in level-0 pixels of the slide.")
 @staining_options
 @cluster_option
@@ -48,16 +46,23 @@ def stain(console: Console, /, **chosen: Any) -> None:
         plan = plan_stain(slide, targets, model=model, output=output, options=options)
         show_plan(console, plan)
         return
+    places: tuple[str, ...]
     with ExitStack() as stack:
-        run = partial(stain_slide, slide, targets)
+        run: Callable[..., StainResult] = partial(stain_slide, targets=targets)
         if cluster is not None:
             from mupd_wsi.batch.cluster import opened_client
             from mupd_wsi.batch.one_slide import stain_on_cluster
 
-            run = partial(stain_on_cluster, slide, targets, stack.enter_context(opened_client(cluster)))
+            run = partial(stain_on_cluster, targets=targets, client=stack.enter_context(opened_client(cluster)))
         progress = stack.enter_context(progress_display(console))
-        result = run(model=model, output=output, options=options, progress=progress)
-    show_result(console, result)
+        if isinstance(slide, str) or isinstance(output, str):
+            from mupd_wsi.batch.transfer import stain_by_url
+
+            result, places = stain_by_url(run, slide, output, options, model=model, progress=progress)
+        else:
+            result = run(slide, model=model, output=output, options=options, progress=progress)
+            places = (str(result.output.resolve()), str(result.preview.resolve()), str(result.record.resolve()))
+    show_result(console, result, places)
 
 
 def show_plan(console: Console, plan: StainPlan) -> None:
@@ -94,17 +99,21 @@ def show_plan(console: Console, plan: StainPlan) -> None:
     console.result(f"{lines}\nnothing was written", values)
 
 
-def show_result(console: Console, result: StainResult) -> None:
-    """Print where the outputs lie, as absolute paths."""
+def show_result(console: Console, result: StainResult, places: tuple[str, ...]) -> None:
+    """Print where the outputs lie.
+
+    Args:
+        console: to print on.
+        result: of the run.
+        places: of stained slide, preview and record: absolute paths or URLs.
+    """
     for warning in result.warnings:
         console.warn(warning)
     console.note(f"stained {result.size} in {duration(result.seconds)}; virtual stain, research use only")
-    paths = {"stained slide": result.output, "preview": result.preview, "record": result.record}
-    lines = "\n".join(f"{name + ':':<14} {path.resolve()}" for name, path in paths.items())
+    names = ("stained slide", "preview", "record")
+    lines = "\n".join(f"{name + ':':<14} {place}" for name, place in zip(names, places, strict=True))
     values = {
-        "output": str(result.output.resolve()),
-        "preview": str(result.preview.resolve()),
-        "record": str(result.record.resolve()),
+        **dict(zip(("output", "preview", "record"), places, strict=True)),
         "width": result.size.width,
         "height": result.size.height,
         "seconds": result.seconds,

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import click
 
+from mupd_wsi.cli.batch import batch_folder, shown_place
 from mupd_wsi.cli.console import Console, json_option, verbose_option
 from mupd_wsi.cli.failures import EXIT_PROBLEMS
+from mupd_wsi.cli.options import PlaceType
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PlaceType())
 @json_option
 @verbose_option
 @click.pass_obj
-def status(console: Console, folder: Path) -> int:
+def status(console: Console, folder: Path | str) -> int:
     """Tell what became of a batch's slides, and write its summary.csv and summary.html anew.
 
     It puts the parts of a job array together, and may be asked while they run. Exit 1 unless all slides are stained.
@@ -26,7 +28,9 @@ def status(console: Console, folder: Path) -> int:
     """
     from mupd_wsi.batch.summary import as_row, summarise
 
-    summary = summarise(folder)
+    with batch_folder(folder) as here:
+        summary = summarise(here)
+    table, page = (shown_place(folder, path.name) for path in (summary.table, summary.page))
     counts = summary.counts
     lines = [
         f"{state.state}: {state.slide}" + (f": {state.reason}" if state.reason else "")
@@ -34,13 +38,13 @@ def status(console: Console, folder: Path) -> int:
         if state.state in ("failed", "unfinished")
     ]
     lines.append(", ".join(f"{count} {name}" for name, count in counts.items()))
-    lines += [f"table: {summary.table.resolve()}", f"page:  {summary.page.resolve()}"]
+    lines += [f"table: {table}", f"page:  {page}"]
     values = {
         "complete": summary.complete,
         "counts": counts,
         "slides": [as_row(state) for state in summary.states],
-        "table": str(summary.table.resolve()),
-        "page": str(summary.page.resolve()),
+        "table": table,
+        "page": page,
     }
     console.result("\n".join(lines), values)
     return 0 if summary.complete else EXIT_PROBLEMS
