@@ -46,8 +46,8 @@ def download(url: str, folder: Path) -> Path:
     expected = size_of(url)
     with _slide_errors(url):
         files, path = _open(url)
-        name = unquote(path.rstrip("/").rpartition("/")[2].partition("?")[0])
-        target = folder / (PurePosixPath(name).name or "slide")
+        name = PurePosixPath(unquote(path.rstrip("/").rpartition("/")[2].partition("?")[0])).name
+        target = folder / ("slide" if name in ("", "..") else name)
         is_folder = files.info(path).get("type") == "directory"
         files.get(path.rstrip("/") + "/" if is_folder else path, str(target), recursive=is_folder)
     parts = [target] if target.is_file() else [p for p in target.rglob("*") if p.is_file()]
