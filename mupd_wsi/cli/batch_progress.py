@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from mupd_wsi.cli.console import Console
-from mupd_wsi.cli.progress import LINE_INTERVAL_S, duration
+from mupd_wsi.cli.progress import LINE_INTERVAL_S, duration, fitting_display
 
 if TYPE_CHECKING:
     from mupd_wsi.batch.tasks import BatchCallback, BatchProgress
@@ -21,16 +20,9 @@ if TYPE_CHECKING:
 MAX_NAMED: Final = 4
 
 
-@contextmanager
-def batch_display(console: Console) -> Iterator[BatchCallback | None]:
+def batch_display(console: Console) -> AbstractContextManager[BatchCallback | None]:
     """A callback for ``run_batch`` that shows slides, the tiles of those at work, and the time left."""
-    if console.quiet:
-        yield None
-    elif sys.stderr.isatty():
-        with _bar() as report:
-            yield report
-    else:
-        yield BatchLines(time.monotonic)
+    return fitting_display(console, _bar, lambda: BatchLines(time.monotonic))
 
 
 @contextmanager
