@@ -55,5 +55,9 @@ class OutputError(MupdError, OSError):
     """The output cannot be written: it exists, its folder is missing or read-only, the disk is too small."""
 
 
+class ClusterError(MupdError, RuntimeError):
+    """A cluster cannot be reached, has lost its workers, or its workers disagree."""
+
+
 class ValidationError(MupdError, ValueError):
     """An output slide is not what it should be."""

@@ -86,6 +86,23 @@ class Region:
         return f"{self.x},{self.y},{self.width},{self.height}"
 
 
+def parse_region(text: str) -> Region:
+    """A region from ``X,Y,W,H``.
+
+    Raises:
+        RegionError: not four whole numbers, or W or H below 1.
+    """
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise RegionError(
+            f"{text!r} is not four whole numbers X,Y,W,H (level-0 pixels), such as 1000,2000,512,512"
+        ) from None
+    if width < 1 or height < 1:
+        raise RegionError(f"{text!r} is empty: W and H must be at least 1")
+    return Region(x, y, width, height)
+
+
 @dataclass(frozen=True, slots=True)
 class Mpp:
     """A slide's pixel size in um/px (level 0) and where it was found.

@@ -45,7 +45,16 @@ from mupd_wsi.writers.spec import SlideWriter
 if TYPE_CHECKING:
     from mupd_wsi.model import Stainer
 
-__all__ = ["Progress", "StainOptions", "StainPlan", "StainResult", "plan_stain", "stain_slide"]
+__all__ = [
+    "Progress",
+    "StainOptions",
+    "StainPlan",
+    "StainResult",
+    "details_of",
+    "plan_stain",
+    "preview_text",
+    "stain_slide",
+]
 
 #: More markers than this are counted in the preview's subtitle; its legend names them all.
 MAX_NAMED_MARKERS: Final = 6
@@ -89,8 +98,8 @@ def stain_slide(
         stained = _run(job, work, gathered, watch, progress)
         job = told(job)
         with watch.stage("preview"):
-            save_preview(work.staged(job.place.preview), gathered, job.read_he, job.mpp, _preview_text(job))
-        details = _details(job, options, stained, work.resumed, watch)
+            save_preview(work.staged(job.place.preview), gathered, job.read_he, job.mpp, preview_text(job))
+        details = details_of(job, options, stained, watch, resumed=work.resumed)
         write_record(work.staged(job.place.record), details)
         work.publish()
         return StainResult(
@@ -206,8 +215,18 @@ def _to_output(part: Region, region: Region) -> Region:
     return replace(part, x=part.x - region.x, y=part.y - region.y)
 
 
-def _details(job: StainJob, options: StainOptions, stained: int, resumed: int, watch: Stopwatch) -> dict[str, Any]:
-    """The whole record of a run, JSON-serialisable."""
+def details_of(
+    job: StainJob, options: StainOptions, stained: int, watch: Stopwatch, *, resumed: int = 0
+) -> dict[str, Any]:
+    """The whole record of a run, JSON-serialisable.
+
+    Args:
+        job: the run.
+        options: as they were given.
+        stained: tiles that the network has seen.
+        watch: of the run.
+        resumed: tiles that an interrupted run had finished.
+    """
     place, size = job.place, job.spec.size
     return dict(job.facts) | {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -238,7 +257,8 @@ def _details(job: StainJob, options: StainOptions, stained: int, resumed: int, w
     }
 
 
-def _preview_text(job: StainJob) -> PreviewText:
+def preview_text(job: StainJob) -> PreviewText:
+    """The words in a run's preview."""
     info, count = job.stainer.info, len(job.markers)
     names = ", ".join(marker.name for marker in job.markers) if count <= MAX_NAMED_MARKERS else f"{count} markers"
     ihc = job.style == "ihc"

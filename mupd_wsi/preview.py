@@ -53,6 +53,21 @@ class PreviewText:
     damaged: tuple[Region, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PreviewPart:
+    """What one of several collectors has gathered of full-width rows.
+
+    Attributes:
+        top: first row, in the overview's own pixels.
+        overview: uint8 (samples, h, w), the rows.
+        best: score, core (output pixels) and pixels of the core with the most stain; None where no tile came.
+    """
+
+    top: int
+    overview: NDArray[np.uint8]
+    best: tuple[float, Region, NDArray[np.uint8]] | None
+
+
 class PreviewCollector:
     """Keeps a small picture of the whole output, and the tile with the most stain at full resolution.
 
@@ -102,6 +117,21 @@ class PreviewCollector:
         small = _shrunk(pixels, core, k)
         top, left = y - self._frame.y, x - self._frame.x
         self._overview[:, top : top + small.shape[1], left : left + small.shape[2]] = small
+
+    def part(self, rows: Region) -> PreviewPart:
+        """What was gathered of some rows, for another collector of the same region.
+
+        Args:
+            rows: output pixels; they begin and end on the tile grid, or at the region's edge.
+        """
+        top, bottom = rows.y // self.factor - self._frame.y, -(-rows.bottom // self.factor) - self._frame.y
+        return PreviewPart(top, self._overview[:, top:bottom].copy(), self._best)
+
+    def merge(self, part: PreviewPart) -> None:
+        """Take what another collector of the same region has gathered; the order of the parts does not matter."""
+        self._overview[:, part.top : part.top + part.overview.shape[1]] = part.overview
+        if part.best is not None and (self._best is None or _rank(part.best) > _rank(self._best)):
+            self._best = part.best
 
 
 def save_preview(path: Path, gathered: PreviewCollector, read_he: ReadHE, mpp: float, text: PreviewText) -> None:
@@ -196,6 +226,12 @@ def _shrunk(pixels: NDArray[np.uint8], core: Region, factor: int) -> NDArray[np.
         pixels = np.pad(pixels, ((0, 0), (top, bottom), (left, right)), mode="edge")
     shape = (pixels.shape[2] // factor, pixels.shape[1] // factor)
     return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_AREA) for plane in pixels])
+
+
+def _rank(best: tuple[float, Region, NDArray[np.uint8]]) -> tuple[float, int, int]:
+    """The higher score first, and of equal ones the core that comes first in raster order."""
+    score, core, _ = best
+    return score, -core.y, -core.x
 
 
 def _within(region: Region, frame: Region, factor: int) -> tuple[float, float, float, float]:

@@ -33,6 +33,7 @@ LAYERS = {
     "preview": 2,
     "engine": 3,
     "pipeline": 3,
+    "batch": 4,
     "evaluation": 4,
     "training": 4,
     "cli": 5,

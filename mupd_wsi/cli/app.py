@@ -9,18 +9,21 @@ from collections.abc import Sequence
 import click
 
 from mupd_wsi.cli import failures
+from mupd_wsi.cli.batch import batch
 from mupd_wsi.cli.console import Console
 from mupd_wsi.cli.doctor import doctor
 from mupd_wsi.cli.info import info
 from mupd_wsi.cli.models import models
+from mupd_wsi.cli.slurm import slurm
 from mupd_wsi.cli.stain import stain
+from mupd_wsi.cli.status import status
 from mupd_wsi.cli.validate import validate
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 1 validate or doctor found something wrong, 2 wrong request, 3 bad input or output, "
-    "130 Ctrl-C. Virtual stain, research use only.",
+    epilog="Exit codes: 0 done, 1 validate or doctor found something wrong or slides of a batch failed, "
+    "2 wrong request, 3 bad input or output, 130 Ctrl-C. Virtual stain, research use only.",
 )
 @click.version_option(package_name="mupd-wsi", message="mupd-wsi %(version)s")
 def app() -> None:
@@ -32,7 +35,7 @@ def app() -> None:
     """
 
 
-for verb in (stain, info, validate, models, doctor):
+for verb in (stain, batch, status, slurm, info, validate, models, doctor):
     app.add_command(verb)
 
 

@@ -5,28 +5,37 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final, TypeVar
 
 import click
 
 from mupd_wsi.cli.console import Console
 from mupd_wsi.request import Progress, ProgressCallback
 
+Shows = TypeVar("Shows")
+
 #: Seconds between plain lines.
 LINE_INTERVAL_S: Final = 5.0
 
 
 @contextmanager
-def progress_display(console: Console) -> Iterator[ProgressCallback | None]:
-    """A callback for ``stain_slide`` that shows tiles, rate and the time left on standard error."""
+def fitting_display(
+    console: Console, bar: Callable[[], AbstractContextManager[Shows]], lines: Callable[[], Shows]
+) -> Iterator[Shows | None]:
+    """A bar on a terminal, plain lines elsewhere, nothing with ``-q``."""
     if console.quiet:
         yield None
     elif sys.stderr.isatty():
-        with _bar() as report:
+        with bar() as report:
             yield report
     else:
-        yield PlainLines(time.monotonic)
+        yield lines()
+
+
+def progress_display(console: Console) -> AbstractContextManager[ProgressCallback | None]:
+    """A callback for ``stain_slide`` that shows tiles, rate and the time left on standard error."""
+    return fitting_display(console, _bar, lambda: PlainLines(time.monotonic))
 
 
 @contextmanager

@@ -2,84 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import click
 
 from mupd_wsi.cli.console import Console, json_option, quiet_option, verbose_option
 from mupd_wsi.cli.interrupt import advise
+from mupd_wsi.cli.options import PlaceType, RegionType, cluster_option, options_from, staining_options, target_option
 from mupd_wsi.cli.progress import duration, progress_display
-from mupd_wsi.geometry import Region
-from mupd_wsi.request import Progress, ProgressCallback, StainOptions, StainPlan, StainResult
-
-
-class RegionType(click.ParamType[Region]):
-    """``X,Y,W,H`` in level-0 pixels."""
-
-    name = "X,Y,W,H"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Region:
-        """Parse the four numbers, or tell how they are written."""
-        if isinstance(value, Region):
-            return value
-        try:
-            x, y, width, height = (int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(
-                f"{value!r} is not four whole numbers X,Y,W,H (level-0 pixels), such as 1000,2000,512,512", param, ctx
-            )
-        if width < 1 or height < 1:
-            self.fail(f"{value!r} is empty: W and H must be at least 1", param, ctx)
-        return Region(x, y, width, height)
+from mupd_wsi.request import Progress, ProgressCallback, StainPlan, StainResult
 
 
 @click.command()
-@click.argument("slide", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "targets",
-    required=True,
-    multiple=True,
-    metavar="NAME[,NAME...|all]",
-    help="Markers to stain for, in any usual spelling; may be repeated. 'mupd-wsi models' lists them.",
-)
-@click.option(
-    "--as",
-    "style",
-    type=click.Choice(["ihc", "mif"]),
-    help="ihc: haematoxylin and DAB (default for one target). mif: one channel a target (default for several).",
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Default: SLIDE.TARGET.ome.tiff in the current folder."
-)
-@click.option(
-    "--format", "file_format", type=click.Choice(["ome-tiff", "ome-zarr"]), help="Default: by the ending of PATH."
-)
-@click.option(
-    "--model", default="mupd-mini", show_default=True, metavar="NAME|FOLDER", help="The model, or its bundle."
-)
-@click.option("--mpp", type=float, metavar="UM", help="um per level-0 pixel, instead of what the file says.")
+@click.argument("slide", type=PlaceType())
+@target_option(required=True)
+@click.option("-o", "--output", type=PlaceType(), help="Default: SLIDE.TARGET.ome.tiff in the current folder.")
 @click.option("--roi", type=RegionType(), help="Stain this part only, in level-0 pixels of the slide.")
-@click.option(
-    "--readout",
-    type=click.Choice(["mean", "sample"]),
-    default="mean",
-    show_default=True,
-    help="mean: the expected intensity, one pass. sample: a seeded draw.",
-)
-@click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a draw. Default: what the model says.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of a draw.")
-@click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where the network runs."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), help="Tiles in one pass. Default: by the device.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that read the slide. Default: by the cores.")
-@click.option("--no-tissue-mask", is_flag=True, help="Run the network on glass too.")
-@click.option("--no-normalise", is_flag=True, help="Leave the slide's H&E colours as they are.")
-@click.option("--strict", is_flag=True, help="A slide that does not look like H&E is an error.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
-@click.option("--restart", is_flag=True, help="Throw away what an interrupted run has finished.")
+@staining_options
+@cluster_option
 @click.option("--dry-run", is_flag=True, help="Show tiles, output size, memory and time; write nothing.")
 @json_option
 @verbose_option
@@ -98,17 +41,29 @@ def stain(console: Console, /, **chosen: Any) -> None:
 
     slide, output, model, dry_run = (chosen.pop(name) for name in ("slide", "output", "model", "dry_run"))
     targets = list(chosen.pop("targets"))
-    masked, normalised = (not chosen.pop(name) for name in ("no_tissue_mask", "no_normalise"))
-    options = StainOptions(tissue_mask=masked, normalise=normalised, **chosen)
+    cluster = chosen.pop("cluster")
+    options = options_from(chosen)
     if dry_run:
         plan = plan_stain(slide, targets, model=model, output=output, options=options)
         show_plan(console, plan)
         return
-    with progress_display(console) as progress:
-        result = stain_slide(
-            slide, targets, model=model, output=output, options=options, progress=with_advice(progress)
-        )
-    show_result(console, result)
+    places: tuple[str, ...]
+    with ExitStack() as stack:
+        run: Callable[..., StainResult] = partial(stain_slide, targets=targets)
+        if cluster is not None:
+            from mupd_wsi.batch.cluster import opened_client
+            from mupd_wsi.batch.one_slide import stain_on_cluster
+
+            run = partial(stain_on_cluster, targets=targets, client=stack.enter_context(opened_client(cluster)))
+        progress = with_advice(stack.enter_context(progress_display(console)))
+        if isinstance(slide, str) or isinstance(output, str):
+            from mupd_wsi.batch.transfer import stain_by_url
+
+            result, places = stain_by_url(run, slide, output, options, model=model, progress=progress)
+        else:
+            result = run(slide, model=model, output=output, options=options, progress=progress)
+            places = (str(result.output.resolve()), str(result.preview.resolve()), str(result.record.resolve()))
+    show_result(console, result, places)
 
 
 def with_advice(progress: ProgressCallback | None) -> ProgressCallback:
@@ -157,17 +112,21 @@ def show_plan(console: Console, plan: StainPlan) -> None:
     console.result(f"{lines}\nnothing was written", values)
 
 
-def show_result(console: Console, result: StainResult) -> None:
-    """Print where the outputs lie, as absolute paths."""
+def show_result(console: Console, result: StainResult, places: tuple[str, ...]) -> None:
+    """Print where the outputs lie.
+
+    Args:
+        console: to print on.
+        result: of the run.
+        places: of stained slide, preview and record: absolute paths or URLs.
+    """
     for warning in result.warnings:
         console.warn(warning)
     console.note(f"stained {result.size} in {duration(result.seconds)}; virtual stain, research use only")
-    paths = {"stained slide": result.output, "preview": result.preview, "record": result.record}
-    lines = "\n".join(f"{name + ':':<14} {path.resolve()}" for name, path in paths.items())
+    names = ("stained slide", "preview", "record")
+    lines = "\n".join(f"{name + ':':<14} {place}" for name, place in zip(names, places, strict=True))
     values = {
-        "output": str(result.output.resolve()),
-        "preview": str(result.preview.resolve()),
-        "record": str(result.record.resolve()),
+        **dict(zip(("output", "preview", "record"), places, strict=True)),
         "width": result.size.width,
         "height": result.size.height,
         "seconds": result.seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mupd_wsi.errors import PixelSizeError, RegionError, SlideError, SlideLostEr
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.slides.cache import DEFAULT_CACHE_BYTES, TileCache
 from mupd_wsi.slides.damage import DamagedTile, DamageLog
+from mupd_wsi.slides.identity import fingerprint
 from mupd_wsi.slides.resample import Taps, make_taps, resample
 from mupd_wsi.slides.source import PixelSource, RawMpp
 
@@ -25,8 +25,6 @@ _LEVEL_TOLERANCE: Final = 1.001
 
 #: Source pixels that one step of a large read holds at most (72 MB).
 _MAX_SOURCE_AREA: Final = 24_000_000
-
-_FINGERPRINT_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,23 +202,8 @@ class Slide:
         return self._damage.tiles if self._damage is not None else ()
 
     def fingerprint(self) -> str:
-        """A quick identity of the slide's data: SHA-256 over the size, the first and the last MiB of the file.
-
-        A folder (OME-Zarr) counts as the list of its files with their sizes, and the text of its metadata. It tells
-        slides apart; it does not prove that no byte was changed. Of formats of several files (MRXS, DICOM) it covers
-        the file that was opened.
-        """
-        digest = hashlib.sha256()
-        files = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
-        for file in files:
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(self.path).as_posix()}\0{size}\0".encode())
-            if file == self.path or file.name in {"zarr.json", ".zattrs", ".zarray", ".zgroup"}:
-                with file.open("rb") as stream:
-                    digest.update(stream.read(_FINGERPRINT_BYTES))
-                    stream.seek(max(0, size - _FINGERPRINT_BYTES))
-                    digest.update(stream.read(_FINGERPRINT_BYTES))
-        return digest.hexdigest()
+        """A quick identity of the slide's data; see :func:`mupd_wsi.slides.identity.fingerprint`."""
+        return fingerprint(self.path)
 
     def close(self) -> None:
         """Release the file and the cache. Safe to call twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -36,6 +37,28 @@ def encode_chunk(tile: Pixels) -> bytes:
     return frame + _crc32c(frame)
 
 
+def shard_index(places: Sequence[tuple[int, int]]) -> bytes:
+    """What ends a shard.
+
+    Args:
+        places: offset and length of every chunk, in the order channel, column; twice :data:`MISSING` where there is
+            none.
+    """
+    index = np.array(places, "<u8").tobytes()
+    return index + _crc32c(index)
+
+
+def shard_path(folder: Path, level: int, row: int) -> Path:
+    """The file of one row of chunks.
+
+    Args:
+        folder: of the image.
+        level: 0 is the image itself.
+        row: of chunks, from the top.
+    """
+    return folder / str(level) / "c" / "0" / str(row) / "0"
+
+
 class ZarrStore:
     """The arrays of one OME-Zarr image; see :class:`~mupd_wsi.writers.streamed.TileStore`.
 
@@ -63,6 +86,11 @@ class ZarrStore:
         self._partial_path.mkdir()
         _make_arrays(self._partial_path, spec, self._sizes)
 
+    @property
+    def folder(self) -> Path:
+        """Where the image lies until it is complete."""
+        return self._partial_path
+
     def take(self, place: TilePlace, encoded: bytes | None) -> None:
         """Append a chunk to its shard; the row's last chunk closes it."""
         if self._shard is None:
@@ -88,13 +116,12 @@ class ZarrStore:
         remove(self._partial_path)
 
     def _open_shard(self, place: TilePlace) -> BinaryIO:
-        file = self._partial_path / str(place.level) / "c" / "0" / str(place.row) / "0"
+        file = shard_path(self._partial_path, place.level, place.row)
         file.parent.mkdir(parents=True)
         return file.open("xb")
 
     def _close_shard(self, shard: BinaryIO) -> None:
-        index = np.array(self._index, "<u8").tobytes()
-        shard.write(index + _crc32c(index))
+        shard.write(shard_index(self._index))
         shard.close()
         self._shard, self._index, self._end = None, [], 0
 

@@ -61,6 +61,21 @@ def halved(plane: Pixels) -> Pixels:
     return np.asarray(small, np.uint8).reshape(size[1], size[0])
 
 
+def filled_up(pixels: Pixels, side: int) -> Pixels:
+    """A tile at the right or bottom edge, filled up with its last pixels.
+
+    Args:
+        pixels: uint8 (planes, h, w), at most ``side`` each way.
+        side: of a tile.
+
+    Returns:
+        uint8 (planes, side, side).
+    """
+    if pixels.shape[1:] == (side, side):
+        return pixels
+    return np.pad(pixels, ((0, 0), (0, side - pixels.shape[1]), (0, side - pixels.shape[2])), mode="edge")
+
+
 @dataclass(frozen=True, slots=True)
 class TilePlace:
     """Where a tile belongs.
@@ -198,7 +213,4 @@ class PyramidCutter:
         if below is not None:
             for plane, half in zip(pixels, below, strict=True):
                 half[...] = halved(plane)
-        side = self._tiles.side
-        missing = ((0, 0), (0, side - pixels.shape[1]), (0, side - pixels.shape[2]))
-        whole = pixels if pixels.shape[1:] == (side, side) else np.pad(pixels, missing, mode="edge")
-        return self._tiles.encode(whole)
+        return self._tiles.encode(filled_up(pixels, self._tiles.side))

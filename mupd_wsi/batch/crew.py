@@ -1,0 +1,150 @@
+"""Processes that stain slides side by side. One that dies costs its slide one attempt and is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Final, NoReturn
+
+from mupd_wsi.batch.tasks import Advanced, Ended, Event, Feed, Outcome, SlideTask, Started
+from mupd_wsi.batch.work import Seat, Worker
+from mupd_wsi.request import Progress
+
+#: Seconds that a stopped worker has for tidying up before it is killed.
+STOP_S: Final = 1.0
+#: Seconds between two looks at a feed that has nothing at the moment.
+POLL_S: Final = 0.05
+
+
+def crew_events(feed: Feed, places: Sequence[Seat]) -> Generator[Event]:
+    """Stain a feed's slides in processes of their own, one a seat, and tell how it goes. Closing it stops them all."""
+    members = [_Member(seat) for seat in places]
+    try:
+        while True:
+            for member in members:
+                if member.task is None and (task := feed.take()) is not None:
+                    member.assign(task)
+                    yield Started(task)
+            busy = {member.connection: member for member in members if member.task is not None}
+            if not busy and feed.exhausted:
+                return
+            hungry = len(busy) < len(members) and not feed.exhausted
+            for connection in wait(list(busy), POLL_S if hungry or not busy else None) if busy else ():
+                yield from busy[connection].news()  # type: ignore[index]
+    finally:
+        _stop(members)
+
+
+class _Member:
+    """One process, and the task it works on."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat: Final = seat
+        self.task: SlideTask | None = None
+        self._begin()
+
+    def assign(self, task: SlideTask) -> None:
+        """Give an idle process its next task; one that has died meanwhile is replaced."""
+        self.task = task
+        try:
+            self.connection.send(task)
+        except OSError:
+            self._replace()
+            self.connection.send(task)
+
+    def news(self) -> Iterator[Event]:
+        """What a busy process has to tell: one message, or its death."""
+        assert self.task is not None  # news are asked for from busy members only
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            message = Outcome(False, self._replace())
+        if isinstance(message, Progress):
+            yield Advanced(self.task, message)
+        else:
+            task, self.task = self.task, None
+            yield Ended(task, message)
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM, which a worker obeys at once."""
+        self.process.terminate()
+
+    def be_gone(self, deadline: float) -> None:
+        """Wait until a moment of the monotonic clock, then kill."""
+        self.process.join(max(0.0, deadline - time.monotonic()))
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+        self.process.close()
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(theirs, self._seat), name="mupd-worker", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def _replace(self) -> str:
+        """Put a new process in a dead one's seat; returns what it died of."""
+        self.process.join(STOP_S)
+        code = self.process.exitcode
+        self.be_gone(time.monotonic())
+        self._begin()
+        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        hint = "; it may have run out of memory: use fewer --jobs" if how == "SIGKILL" else ""
+        return f"its worker process died ({how}){hint}"
+
+
+def _stop(members: Sequence[_Member]) -> None:
+    for member in members:
+        member.ask_to_stop()
+    deadline = time.monotonic() + STOP_S
+    for member in members:
+        member.be_gone(deadline)
+
+
+class _StoppedError(BaseException):
+    """SIGTERM came: unwinds whatever is at work."""
+
+
+def _serve(connection: Connection, seat: Seat) -> None:
+    """The worker process: takes tasks until the connection ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, _on_term)
+    logging.lastResort = None
+    warnings.simplefilter("ignore")
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    if seat.cores:
+        os.sched_setaffinity(0, seat.cores)
+    worker = Worker(seat)
+    try:
+        with contextlib.suppress(EOFError, OSError):  # the parent is gone
+            while True:
+                connection.send(worker.stain(connection.recv(), connection.send))
+    except _StoppedError:
+        os._exit(128 + signal.SIGTERM)  # Python's own shutdown would wait for the network's threads
+
+
+def _leave_with_parent() -> NoReturn:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+    os._exit(1)
+
+
+def _on_term(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise _StoppedError
