@@ -56,6 +56,12 @@ def fold(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold().translate(GREEK))
 
 
+def canonical(name: str) -> str:
+    """One folded name for all spellings of a marker: "CD8", "cd8a" and "CD-8": "cd8a"."""
+    folded = fold(name)
+    return ALIASES.get(folded, folded)
+
+
 @dataclass(frozen=True, slots=True)
 class Marker:
     """One stain target.

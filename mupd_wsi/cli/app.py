@@ -11,6 +11,7 @@ import click
 from mupd_wsi.cli import failures
 from mupd_wsi.cli.console import Console
 from mupd_wsi.cli.doctor import doctor
+from mupd_wsi.cli.evaluate import evaluate
 from mupd_wsi.cli.info import info
 from mupd_wsi.cli.models import models
 from mupd_wsi.cli.stain import stain
@@ -32,7 +33,7 @@ def app() -> None:
     """
 
 
-for verb in (stain, info, validate, models, doctor):
+for verb in (stain, info, validate, evaluate, models, doctor):
     app.add_command(verb)
 
 

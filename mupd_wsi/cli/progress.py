@@ -18,22 +18,27 @@ LINE_INTERVAL_S: Final = 5.0
 
 
 @contextmanager
-def progress_display(console: Console) -> Iterator[ProgressCallback | None]:
-    """A callback for ``stain_slide`` that shows tiles, rate and the time left on standard error."""
+def progress_display(console: Console, doing: str = "staining") -> Iterator[ProgressCallback | None]:
+    """A callback that shows tiles, rate and the time left on standard error.
+
+    Args:
+        console: of the run.
+        doing: what is done, one word.
+    """
     if console.quiet:
         yield None
     elif sys.stderr.isatty():
-        with _bar() as report:
+        with _bar(doing) as report:
             yield report
     else:
         yield PlainLines(time.monotonic)
 
 
 @contextmanager
-def _bar() -> Iterator[ProgressCallback]:
+def _bar(doing: str) -> Iterator[ProgressCallback]:
     from tqdm import tqdm
 
-    with tqdm(total=0, unit="tile", desc="staining", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=0, unit="tile", desc=doing, dynamic_ncols=True, leave=False) as bar:
 
         def report(progress: Progress) -> None:
             if bar.total != progress.total:
