@@ -55,8 +55,9 @@ class StandInStainer:
         options: Any,
         channels: Sequence[int],
         margin: int,
+        parts: Any = None,
     ) -> NDArray[np.float32]:
-        del options
+        del options, parts
         assert rgb.shape == (len(origins), self.info.tile, self.info.tile, 3)
         self.origins += list(origins)
         inner = slice(margin, -margin or None)

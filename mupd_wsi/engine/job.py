@@ -95,9 +95,23 @@ class StainJob:
         return rgb[(rows - y)[:, None], columns - x]
 
     def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run the network: float32 (tiles, channels, grid.core, grid.core), intensities without the halo."""
+        """Run the network: float32 (tiles, channels, grid.core, grid.core), intensities without the halo.
+
+        Where glass is left as background, what lies outside the rectangle of a tile's tissue may come as 0.
+        """
         origins = [tile.origin for tile in tiles]
-        return self.stainer.stain(np.stack(rgb), origins, self.sampling, self.channels, self.grid.halo)
+        parts = [self._tissue_part(tile) for tile in tiles] if self.masked else None
+        return self.stainer.stain(np.stack(rgb), origins, self.sampling, self.channels, self.grid.halo, parts)
+
+    def _tissue_part(self, tile: Tile) -> Region | None:
+        """The smallest rectangle that holds the tissue of a tile's core, from the core square's own corner."""
+        tissue = self.tissue.pixels(tile.core, self.mpp)
+        rows, columns = np.flatnonzero(tissue.any(axis=1)), np.flatnonzero(tissue.any(axis=0))
+        if not len(rows):
+            return None
+        x, y = tile.core.x - tile.origin[0] - self.grid.halo, tile.core.y - tile.origin[1] - self.grid.halo
+        size = int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1
+        return Region(x + int(columns[0]), y + int(rows[0]), *size)
 
     def render(self, core: Region, intensities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
         """What is written of a core, and how strongly it is stained.

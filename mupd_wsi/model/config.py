@@ -28,6 +28,8 @@ class NetworkConfig:
         text_width: width of text tokens; 0 leaves the stream out.
         rna_width: width of RNA tokens; 0 leaves the stream out.
         time_width: width of the embedding of the flow time t.
+        readout_head: whether the one-pass read-out has a head of its own beside the flow's.
+        refine_width: width of the convolution that corrects x0 pixel by pixel after the head; 0 leaves it out.
     """
 
     targets: int
@@ -44,6 +46,8 @@ class NetworkConfig:
     text_width: int = 0
     rna_width: int = 0
     time_width: int = 128
+    readout_head: bool = False
+    refine_width: int = 0
 
     def __post_init__(self) -> None:
         if len(self.stage_widths) != len(self.stage_depths) or not self.stage_widths:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mupd_wsi.errors import BundleError, UsageError
+from mupd_wsi.geometry import Region
 from mupd_wsi.model.bundle import ModelInfo, Readout, find_bundle, read_info, read_weights
+from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import euler_states, read_out
 from mupd_wsi.model.network import MuPDNetwork
@@ -50,10 +52,18 @@ class SampleOptions:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is returned of a tile: these channels, without ``margin`` px on each side."""
+    """What is computed of a tile: these channels of these rows and columns, px of the tile."""
 
     channels: tuple[int, ...]
-    margin: int
+    rows: Extent
+    columns: Extent
+
+    def within(self, part: Region | None, patch: int) -> Wanted | None:
+        """What covers a part of it, given from its own corner, in whole patches; None where that is nothing."""
+        if part is None:
+            return None
+        rows = self.rows.part(part.y, part.bottom, patch)
+        return replace(self, rows=rows, columns=self.columns.part(part.x, part.right, patch))
 
 
 class Stainer:
@@ -89,6 +99,7 @@ class Stainer:
         options: SampleOptions,
         channels: Sequence[int] | None = None,
         margin: int = 0,
+        parts: Sequence[Region | None] | None = None,
     ) -> NDArray[np.float32]:
         """Stain tiles.
 
@@ -99,23 +110,25 @@ class Stainer:
             channels: markers to return, in this order; None means all.
             margin: px of the halo that are not returned, a multiple of the network's patch: what they are not needed
                 for is not computed.
+            parts: of what is returned of each tile, what is wanted; None of a tile: nothing. The rest may come as 0.
 
         Returns:
             float32 (B, len(channels), H - 2 * margin, W - 2 * margin): intensities in the units of the training stain,
             0-255.
         """
-        wanted = Wanted(tuple(range(len(self.info.panel)) if channels is None else channels), margin)
+        rows, columns = (Extent(margin, side - margin) for side in rgb.shape[1:3])
+        wanted = Wanted(tuple(range(len(self.info.panel)) if channels is None else channels), rows, columns)
         if self._threads is not None:
-            return self._stain_by_threads(self._threads, rgb, origins, options, wanted)
-        parts = []
+            return self._stain_by_threads(self._threads, rgb, origins, options, wanted, parts)
+        answers = []
         for start in range(0, len(rgb), self.batch_size):
             batch, places = rgb[start : start + self.batch_size], list(origins[start : start + self.batch_size])
             missing = self.batch_size - len(batch)
             padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
             places += places[-1:] * missing
             planes = torch.stack(list(self._planes(padded, places, options, wanted)), dim=1)
-            parts.append(planes[: len(batch)].cpu().numpy())
-        return np.concatenate(parts)
+            answers.append(planes[: len(batch)].cpu().numpy())
+        return np.concatenate(answers)
 
     def close(self) -> None:
         """Stop the threads. The stainer cannot be used afterwards."""
@@ -129,14 +142,20 @@ class Stainer:
         origins: Sequence[tuple[int, int]],
         options: SampleOptions,
         wanted: Wanted,
+        parts: Sequence[Region | None] | None,
     ) -> NDArray[np.float32]:
-        height, width = (side - 2 * wanted.margin for side in rgb.shape[1:3])
-        out = np.empty((len(rgb), len(wanted.channels), height, width), np.float32)
+        made = np.empty if parts is None else np.zeros
+        out = made((len(rgb), len(wanted.channels), wanted.rows.length, wanted.columns.length), np.float32)
 
         def stain_one(i: int) -> None:
             one = slice(i, i + 1)
-            for place, plane in enumerate(self._planes(rgb[one], origins[one], options, wanted)):
-                out[i, place] = plane[0].numpy()
+            inner = wanted if parts is None else wanted.within(parts[i], self.info.network.patch)
+            if inner is None:
+                return
+            rows = slice(inner.rows.start - wanted.rows.start, inner.rows.stop - wanted.rows.start)
+            columns = slice(inner.columns.start - wanted.columns.start, inner.columns.stop - wanted.columns.start)
+            for place, plane in enumerate(self._planes(rgb[one], origins[one], options, inner)):
+                out[i, place, rows, columns] = plane[0].numpy()
 
         for job in [threads.submit(stain_one, i) for i in range(len(rgb))]:
             job.result()
@@ -155,17 +174,17 @@ class Stainer:
         image = image_features(pixels).to(self._dtype)
         lead = self.info.lead // self.info.network.trunk_stride
 
-        def predict(noisy: Tensor | None, t: Tensor, margin: int = 0) -> Tensor:
+        def predict(noisy: Tensor | None, t: Tensor, part: tuple[Extent, Extent] | None = None) -> Tensor:
             noisy = None if noisy is None else noisy.to(self._dtype)
-            x0: Tensor = self._network(image, t, noisy, lead=lead, margin=margin)
+            x0: Tensor = self._network(image, t, noisy, lead=lead, wanted=part)
             return x0.float().contiguous()
 
         if options.readout == "mean":
-            x0 = read_out(partial(predict, margin=wanted.margin), len(rgb), pixels.device)
+            x0 = read_out(partial(predict, part=(wanted.rows, wanted.columns)), len(rgb), pixels.device)
         else:
             *_, x0 = euler_states(predict, self._noise(rgb.shape, origins, options.seed), self._steps(options))
-            inner = slice(wanted.margin, -wanted.margin or None)
-            x0 = x0[:, :, inner, inner]
+            rows, columns = wanted.rows, wanted.columns
+            x0 = x0[:, :, rows.start : rows.stop, columns.start : columns.stop]
         curves = self.info.calibration if options.readout == "mean" else self.info.draw_calibration
         for channel in wanted.channels:
             yield curves.apply(self.info.transform.root(x0[:, channel], channel), channel).clamp_(0, 255)

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mupd_wsi.model.bundle import read_info, read_weights
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import interpolate
 from mupd_wsi.model.network import MuPDNetwork
+from mupd_wsi.model.stainer import computes_in_bf16
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.augment import jitter_stains
 from mupd_wsi.training.fitting import fit_transform
@@ -97,7 +98,7 @@ class Trainer:
         self.transform: TargetTransform = fit_transform(self.train_tiles.markers, self.train_tiles.patch_tissue)
         self.network = MuPDNetwork(recipe.network_config)
         if recipe.start_from:
-            self.network.load_state_dict(starting_weights(recipe, recipe.start_from))
+            self.network.load_state_dict(self.network.state_dict() | starting_weights(recipe, recipe.start_from))
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(_parameter_groups(self.network, recipe.weight_decay), betas=(0.9, 0.98))
         self.noise = torch.Generator().manual_seed(recipe.seed + 1)
@@ -168,7 +169,7 @@ class Trainer:
     def _loss(self, network: MuPDNetwork, example: Example) -> Tensor:
         """Errors of x0 at the read-out and at random flow times, by the number of their crops."""
         split, count = example.split, len(example.x0)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with _autocast():
             predicted = network(example.features[:split], torch.ones(split))
             error = self.objective.readout(predicted, example.x0[:split])
             if split == count:
@@ -189,7 +190,7 @@ class Trainer:
         predicted = []
         for crop in self._dev_crops:
             rgb, _ = self._tensors([crop])
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with _autocast():
                 x0 = self.average(image_features(rgb), torch.ones(1))
             predicted.append(self.transform.roots(x0.float()).square()[0].flatten(1).numpy())
         real = np.concatenate([m.reshape(len(m), -1) for _, m in self._dev_crops], axis=1).astype(np.float32)
@@ -232,6 +233,11 @@ class Trainer:
             writer.writerow(asdict(progress))
 
 
+def _autocast() -> torch.autocast:
+    """bf16 where the processor computes in it; elsewhere it is emulated, at half of the speed of fp32."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=computes_in_bf16("cpu"))
+
+
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up, then a cosine down to 2 % of the peak."""
     if step < recipe.warmup:
@@ -241,16 +247,20 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def starting_weights(recipe: Recipe, bundle: Path) -> dict[str, Tensor]:
-    """The weights of a bundle, for a run to begin with.
+    """The weights of a bundle, for a run to begin with; a read-out's head that it lacks begins as its flow's.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
         UsageError: its network has another shape, or its markers are others.
     """
-    info = read_info(bundle)
-    if info.network != recipe.network_config or info.panel.names != recipe.markers:
+    info, config = read_info(bundle), recipe.network_config
+    grown = replace(info.network, readout_head=config.readout_head, refine_width=config.refine_width)
+    if config != grown or info.panel.names != recipe.markers:
         raise UsageError(f"{recipe.name} cannot start from {info.name}: its network or its markers are others")
-    return {name: weight.float() for name, weight in read_weights(bundle, info).items()}
+    weights = {name: weight.float() for name, weight in read_weights(bundle, info).items()}
+    if config.readout_head and not info.network.readout_head:
+        weights |= {f"readout_{name}": weights[name].clone() for name in ("head.weight", "head.bias")}
+    return weights
 
 
 def _parameter_groups(network: MuPDNetwork, weight_decay: float) -> list[dict[str, Any]]:

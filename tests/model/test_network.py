@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,6 +65,48 @@ def _run(network, conditions, **changes):
 
 def test_output_has_the_shape_of_the_stain(network, conditions):
     assert _run(network, conditions).shape == conditions["noisy"].shape
+
+
+def test_read_out_has_a_head_and_a_refinement_of_its_own():
+    torch.manual_seed(0)
+    net = MuPDNetwork(replace(SMALL, readout_head=True, refine_width=4))
+    image, noisy, t = torch.randn(1, 6, 32, 32), torch.randn(1, 3, 32, 32), torch.ones(1)
+    with torch.no_grad():
+        for part in (net.refine, net.readout_refine):
+            torch.nn.init.normal_(part.out.weight)
+    net(image, t).sum().backward()
+    assert net.head.weight.grad is None
+    assert net.refine.out.weight.grad is None
+    assert net.readout_head.weight.grad.abs().sum() > 0
+    assert net.readout_refine.out.weight.grad.abs().sum() > 0
+    net.zero_grad(set_to_none=True)
+    net(image, t, noisy).sum().backward()
+    assert net.readout_head.weight.grad is None
+    assert net.refine.from_noisy.weight.grad.abs().sum() > 0
+
+
+def test_refinement_changes_nothing_before_it_is_trained():
+    torch.manual_seed(0)
+    plain = MuPDNetwork(SMALL)
+    refined = MuPDNetwork(replace(SMALL, refine_width=4))
+    refined.load_state_dict(refined.state_dict() | plain.state_dict())
+    image, noisy, t = torch.randn(1, 6, 32, 32), torch.randn(1, 3, 32, 32), torch.full((1,), 0.3)
+    torch.testing.assert_close(refined(image, t, noisy), plain(image, t, noisy), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("t", [0.2, 1.0])
+def test_folded_inference_equals_the_plain_sum(t):
+    """Without gradients modulation, gain and biases are folded; with them nothing is."""
+    torch.manual_seed(0)
+    net = MuPDNetwork(SMALL)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    image, noisy, at = torch.randn(1, 6, 96, 64), torch.randn(1, 3, 96, 64), torch.tensor([t])
+    plain = net(image, at, noisy)
+    with torch.inference_mode():
+        folded = net(image, at, noisy)
+    torch.testing.assert_close(folded, plain.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_absent_stream_adds_exactly_nothing_and_has_no_gradient(network, conditions):
