@@ -15,6 +15,7 @@ from mupd_wsi.cli.evaluate import evaluate
 from mupd_wsi.cli.info import info
 from mupd_wsi.cli.models import models
 from mupd_wsi.cli.stain import stain
+from mupd_wsi.cli.train import train
 from mupd_wsi.cli.validate import validate
 
 
@@ -33,7 +34,7 @@ def app() -> None:
     """
 
 
-for verb in (stain, info, validate, evaluate, models, doctor):
+for verb in (stain, info, validate, evaluate, train, models, doctor):
     app.add_command(verb)
 
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mupd_wsi.errors import MupdError
 from mupd_wsi.evaluation.agreement import PATCHES, Agreement
 from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
-from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
-from mupd_wsi.training.tiles import load_tiles
+from mupd_wsi.training.neighbours import SlideOfTiles, SquareReader, stain_tiles
+from mupd_wsi.training.tiles import PairedTiles, load_tiles
 
 LEFT_OUT_OF_MEAN = "Autofluorescence"  # no stain: what the tissue does by itself
 MEAN_ROW = "mean"
@@ -37,12 +38,32 @@ def measure(stainer: Stainer, data: Path, options: SampleOptions, split: str = "
         A row a marker (see :meth:`Agreement.summary`), and "mean": the correlations' mean over the markers but
         autofluorescence.
     """
-    names = stainer.info.panel.names
-    tiles = load_tiles(data, split, names)
+    tiles = load_tiles(data, split, stainer.info.panel.names)
+    return measure_tiles(stainer, tiles, SlideOfTiles(data), options)
+
+
+def measure_tiles(stainer: Stainer, tiles: PairedTiles, around: SquareReader, options: SampleOptions) -> Table:
+    """The same for tiles from anywhere.
+
+    Args:
+        stainer: the model; its panel is the tiles' channels.
+        tiles: real.
+        around: their H&E with its neighbours.
+        options: the read-out to measure.
+    """
+    stained = stain_tiles(stainer, around, tiles.places, options)
+    return agreement_table(stainer.info.panel.names, zip(tiles.markers, stained, strict=True))
+
+
+def agreement_table(names: tuple[str, ...], tiles: Iterable[tuple[NDArray[np.uint8], NDArray[np.float32]]]) -> Table:
+    """The table of predictions from anywhere.
+
+    Args:
+        names: of the channels.
+        tiles: real and virtual intensities, (C, H, W) each.
+    """
     agreement = Agreement(len(names))
-    for real, virtual in zip(
-        tiles.markers, stain_tiles(stainer, SlideOfTiles(data), tiles.places, options), strict=True
-    ):
+    for real, virtual in tiles:
         agreement.add(real, virtual)
     rows: Table = dict(zip(names, agreement.summary(), strict=True))
     kept = [row for marker, row in rows.items() if marker != LEFT_OUT_OF_MEAN]

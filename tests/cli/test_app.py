@@ -14,7 +14,7 @@ VERBS = sorted(app.commands)
 
 
 def test_the_verbs_are_the_documented_ones() -> None:
-    assert VERBS == ["doctor", "evaluate", "info", "models", "stain", "validate"]
+    assert VERBS == ["doctor", "evaluate", "info", "models", "stain", "train", "validate"]
 
 
 @pytest.mark.parametrize("statement", ["import mupd_wsi", "from mupd_wsi.cli.app import run; run(['--help'])"])
