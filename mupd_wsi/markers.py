@@ -23,6 +23,8 @@ ALIASES: Final[dict[str, str]] = {
     "dapi": "hoechst",
     "dna": "hoechst",
     "nuclei": "hoechst",
+    "haematoxylin": "hoechst",
+    "hematoxylin": "hoechst",
     "hoechst33342": "hoechst",
     "cytokeratin": "panck",
     "pancytokeratin": "panck",
@@ -113,6 +115,10 @@ class Panel:
         for candidate in (folded, ALIASES.get(folded, folded)):
             if candidate in by_fold:
                 return by_fold[candidate]
+        # A model of somebody else's may itself be called by an alias: its DAPI is also Hoechst.
+        same = [i for i, marker in enumerate(self.markers) if canonical(marker.name) == canonical(name)]
+        if len(same) == 1:
+            return same[0]
         raise UnknownTargetError(f"unknown target {name!r}; this model has: {', '.join(self.names)}")
 
     def select(self, names: Iterable[str]) -> tuple[int, ...]:

@@ -249,11 +249,10 @@ def _pair(style: str, real: Side, virtual: Side, mpp: float, region: Region, shi
             f"no channel is in both slides: real has {', '.join(real.names)}; virtual has {', '.join(virtual.names)}"
         )
     matched = {name for _, name in both}
-    nuclear = canonical(STAINS[0]) if style == "ihc" else NUCLEAR
     return SlidePair(
         style=style,
         names=tuple(real.names[i] for i, _ in both),
-        nuclear=next((place for place, (_, name) in enumerate(both) if name == nuclear), None),
+        nuclear=next((place for place, (_, name) in enumerate(both) if name == NUCLEAR), None),
         mpp=mpp,
         region=region,
         only_real=tuple(real.names[i] for i, name in theirs if name not in matched),

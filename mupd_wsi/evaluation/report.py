@@ -129,7 +129,8 @@ def scatter_plot(evaluation: Evaluation) -> Plot:
     for number, marker in enumerate(markers):
         axes = plot.add_subplot(rows, min(ACROSS, len(markers)), number + 1)
         real, virtual = evaluation.patches[:, number]
-        top = max(float(real.max()), float(virtual.max()), 1e-3) * 1.05
+        # A speck of dust would otherwise decide the scale.
+        top = max(*(float(np.quantile(side, 0.998)) for side in (real, virtual)), 1e-3) * 1.2
         axes.plot((0, top), (0, top), color="0.7", linewidth=0.8)
         axes.scatter(real, virtual, s=3, alpha=0.3, linewidths=0, color="#1f4e9c")
         axes.set_title(f"{marker}  r = {evaluation.table[marker]['pearson_64px'].value:.2f}", fontsize=9)

@@ -77,7 +77,9 @@ class ChannelImage:
         self.size = Size(sizes["x"], sizes["y"])
         self.mpp = _checked_mpp(path, facts.raw_mpp, mpp)
         self.is_8bit = levels[0].dtype == np.uint8
-        self.gains = np.array([facts.windows.get(name, 255.0) / 255.0 for name in facts.names], np.float32)
+        # A channel "CD8a SD" is told in grey levels of "CD8a".
+        shown = (facts.windows.get(name, facts.windows.get(name.removesuffix(" SD"), 255.0)) for name in facts.names)
+        self.gains = np.array([high / 255.0 for high in shown], np.float32)
 
     def read(self, region: Region, mpp: float, channels: tuple[int, ...] | None = None) -> NDArray[np.float32]:
         """Stored levels at any resolution, resampled as slides are: a pixel depends on its place alone.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
@@ -183,13 +183,15 @@ def comparison(tables: dict[str, Table]) -> str:
     first = next(iter(tables.values()))
     lines = [f"| marker | {' | '.join(tables)} |", "|---" * (len(tables) + 1) + "|"]
     for marker in [*(m for m in first if m != MEAN_ROW), MEAN_ROW]:
-        cells = (" / ".join(_shown(table[marker][f"pearson_{p}px"]) for p in (1, 8, 64)) for table in tables.values())
+        cells = (
+            " / ".join(_shown(table[marker].get(f"pearson_{p}px")) for p in (1, 8, 64)) for table in tables.values()
+        )
         lines.append(f"| {marker} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _shown(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "-"
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _with_margin(
@@ -226,15 +228,9 @@ def main() -> int:
         sys.stderr.write(f"baselines: error: {error}\n")
         return 3
     arguments.run.mkdir(parents=True, exist_ok=True)
-    (arguments.run / "baselines.json").write_text(json.dumps(_finite(tables), indent=2) + "\n", encoding="utf-8")
+    (arguments.run / "baselines.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(comparison(tables))
     return 0
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return value if np.isfinite(value) else None
 
 
 if __name__ == "__main__":

@@ -61,14 +61,21 @@ def agreement_table(names: tuple[str, ...], tiles: Iterable[tuple[NDArray[np.uin
     Args:
         names: of the channels.
         tiles: real and virtual intensities, (C, H, W) each.
+
+    Returns:
+        As :func:`measure`; what cannot be measured, as a marker that is nowhere or a prediction that does not vary,
+        is left out.
     """
     agreement = Agreement(len(names))
     for real, virtual in tiles:
         agreement.add(real, virtual)
-    rows: Table = dict(zip(names, agreement.summary(), strict=True))
+    rows: Table = {
+        name: {key: value for key, value in row.items() if np.isfinite(value)}
+        for name, row in zip(names, agreement.summary(), strict=True)
+    }
     kept = [row for marker, row in rows.items() if marker != LEFT_OUT_OF_MEAN]
-    keys = [f"pearson_{p}px" for p in PATCHES]
-    return rows | {MEAN_ROW: {key: round(float(np.mean([row[key] for row in kept])), 4) for key in keys}}
+    columns = {key: [row[key] for row in kept if key in row] for key in (f"pearson_{p}px" for p in PATCHES)}
+    return rows | {MEAN_ROW: {key: round(float(np.mean(values)), 4) for key, values in columns.items() if values}}
 
 
 def markdown_table(table: Mapping[str, Mapping[str, float]]) -> str:
@@ -77,7 +84,7 @@ def markdown_table(table: Mapping[str, Mapping[str, float]]) -> str:
     head = (
         "| marker | Pearson, pixel | Pearson, 8 px | Pearson, 64 px | mean, virtual / real |\n|---|---|---|---|---|\n"
     )
-    by_quality = sorted((m for m in table if m != MEAN_ROW), key=lambda m: -table[m]["pearson_1px"])
+    by_quality = sorted((m for m in table if m != MEAN_ROW), key=lambda m: -table[m].get("pearson_1px", -1.0))
     lines = [
         f"| {m} | " + " | ".join(f"{table[m][c]:.2f}" if c in table[m] else "" for c in columns) + " |"
         for m in [*by_quality, MEAN_ROW]

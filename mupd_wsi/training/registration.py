@@ -14,7 +14,7 @@ from mupd_wsi.markers import canonical
 from mupd_wsi.training.augment import HE_VECTORS
 from mupd_wsi.training.tiles import PairedTiles
 
-NUCLEAR: Final = {canonical("Hoechst"), canonical("Haematoxylin")}
+NUCLEAR: Final = canonical("Hoechst")
 #: The band of a nucleus, px: finer is noise, coarser is tissue density.
 FINE_SIGMA: Final = 1.0
 COARSE_SIGMA: Final = 5.0
@@ -56,7 +56,7 @@ def measure_registration(pairs: PairedTiles, markers: tuple[str, ...]) -> Regist
     Returns:
         None where no channel shows nuclei, or no tile holds tissue.
     """
-    nuclear = next((i for i, name in enumerate(markers) if canonical(name) in NUCLEAR), None)
+    nuclear = next((i for i, name in enumerate(markers) if canonical(name) == NUCLEAR), None)
     held = np.flatnonzero(pairs.patch_tissue.mean(axis=(1, 2)) > 0.2)
     if nuclear is None or not len(held):
         return None

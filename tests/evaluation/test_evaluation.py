@@ -132,8 +132,10 @@ def test_a_true_standard_deviation_is_found_calibrated(tmp_path):
     mean = np.full((512, 512), 100.0)
     truth = rng.normal(mean, deviation)
     real = write(tmp_path / "real.ome.tiff", truth.round().astype(np.uint8)[None], ("CD8",))
-    planes = np.stack([mean, deviation]).astype(np.uint8)
-    row = evaluate_slides(real, write(tmp_path / "virtual.ome.tiff", planes, ("CD8", "CD8 SD"))).table["CD8"]
+    planes = np.stack([mean, deviation]).astype(np.uint8) // 2
+    shown = {"notice": "virtual", "display_window": {"CD8": [0, 510.0]}}  # grey 255 is 510, of both channels
+    virtual = write(tmp_path / "virtual.ome.tiff", planes, ("CD8", "CD8 SD"), provenance=shown)
+    row = evaluate_slides(real, virtual).table["CD8"]
     assert row["sd_coverage_90"].value == pytest.approx(0.9, abs=0.02)
     assert row["sd_error_ratio"].value == pytest.approx(1, abs=0.03)
     assert row["sd_error_spearman"].value > 0.3

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pairs import TINY, recipe_values
 
 from mupd_wsi import StainOptions, stain_slide
 from mupd_wsi.cli.app import run
@@ -84,32 +85,9 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(recipe_file, tm
 def base(paired_folder, tmp_path_factory):
     """A model of two markers; CD8a was left out of its training."""
     folder = tmp_path_factory.mktemp("base")
-    values = {
-        "name": "base",
-        "data": str(paired_folder),
-        "mpp": 1.3,
-        "markers": ["Hoechst", "Pan-CK"],
-        "network": {
-            "stage_widths": [16, 24],
-            "stage_depths": [1, 1],
-            "trunk_width": 32,
-            "trunk_depth": 1,
-            "trunk_heads": 2,
-            "kernel": 3,
-            "context_width": 16,
-            "readout_head": True,
-            "refine_width": 8,
-        },
-        "steps": 100,
-        "batch": 4,
-        "crop": 128,
-        "learning_rate": 0.004,
-        "warmup": 5,
-        "ema_decay": 0.9,
-        "validate_every": 100,
-        "splits_within_slide": True,
-        "seed": 1,
-    }
+    network = TINY | {"readout_head": True, "refine_width": 8}
+    settings = {"markers": ["Hoechst", "Pan-CK"], "network": network, "steps": 100, "validate_every": 100}
+    values = recipe_values(paired_folder, name="base", splits_within_slide=True, **settings)
     (folder / "base.yaml").write_text(yaml.safe_dump(values))
     train(load_recipe(folder / "base.yaml"), _options(folder / "run"))
     return folder / "run" / "bundle"

@@ -7,6 +7,7 @@ import shutil
 import sys
 
 import pytest
+from pairs import recipe_values
 
 from mupd_wsi.model.bundle import CARD_FILE, WEIGHTS_FILE
 from mupd_wsi.training import weights_check
@@ -18,20 +19,9 @@ from mupd_wsi.training.session import TrainOptions, train
 @pytest.fixture(scope="module")
 def trained(paired_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checked")
-    recipe = {
-        "name": "tiny",
-        "data": str(paired_folder),
-        "mpp": 1.3,
-        "markers": ["Hoechst", "CD8a"],
-        "network": {"stage_widths": [8], "stage_depths": [1], "trunk_width": 16, "trunk_depth": 1, "trunk_heads": 2},
-        "steps": 10,
-        "batch": 2,
-        "crop": 128,
-        "warmup": 1,
-        "sample_steps": 1,
-        "validate_every": 10,
-        "splits_within_slide": True,
-    }
+    network = {"stage_widths": [8], "stage_depths": [1], "trunk_width": 16, "trunk_depth": 1, "trunk_heads": 2}
+    settings = {"network": network, "steps": 10, "batch": 2, "warmup": 1, "sample_steps": 1, "validate_every": 10}
+    recipe = recipe_values(paired_folder, markers=["Hoechst", "CD8a"], splits_within_slide=True, **settings)
     (folder / "r.yaml").write_text(json.dumps(recipe))
     result = train(load_recipe(folder / "r.yaml"), TrainOptions(run=folder / "run", device="cpu"))
     tables = "\n\n".join(markdown_table(result.info.metrics[split]) for split in ("dev", "dev_sample"))
