@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mupd_wsi.engine.damage import told
 from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.journal import Core
 from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
 from mupd_wsi.engine.planning import plan_stain
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
+from mupd_wsi.engine.work import Work, opened_work
 from mupd_wsi.geometry import Region
 from mupd_wsi.preview import PreviewCollector, PreviewText, save_preview
 from mupd_wsi.record import software, write_record
@@ -65,7 +68,8 @@ def stain_slide(
 ) -> StainResult:
     """Stain a whole slide, or a part of it, and write the stained slide, a preview and a record.
 
-    Nothing appears under the output's name before it is complete; an error or Ctrl-C leaves nothing behind.
+    Nothing appears under the output's name before it is complete. Finished tiles are kept in a work folder beside it:
+    after an error, Ctrl-C, a kill or a power cut the same call goes on where it was (:mod:`mupd_wsi.engine.work`).
 
     Args:
         slide: an open slide, or the path of one.
@@ -80,13 +84,15 @@ def stain_slide(
         MupdError: see :mod:`mupd_wsi.errors`; everything that can be checked is checked before anything is written.
     """
     watch = Stopwatch()
-    with opened_job(slide, targets, model, output, options, watch) as job:
+    with opened_job(slide, targets, model, output, options, watch) as job, opened_work(job, options) as work:
         gathered = PreviewCollector(job.grid.region, job.grid.core, job.spec.samples, job.spec.background)
-        stained = _run(job, gathered, watch, progress)
+        stained = _run(job, work, gathered, watch, progress)
+        job = told(job)
         with watch.stage("preview"):
-            save_preview(job.place.preview, gathered, job.read_he, job.mpp, _preview_text(job))
-        details = _details(job, options, stained, watch)
-        write_record(job.place.record, details)
+            save_preview(work.staged(job.place.preview), gathered, job.read_he, job.mpp, _preview_text(job))
+        details = _details(job, options, stained, work.resumed, watch)
+        write_record(work.staged(job.place.record), details)
+        work.publish()
         return StainResult(
             output=job.place.output,
             preview=job.place.preview,
@@ -98,18 +104,22 @@ def stain_slide(
         )
 
 
-def _run(job: StainJob, gathered: PreviewCollector, watch: Stopwatch, progress: ProgressCallback | None) -> int:
-    """Read, stain and write all tiles, overlapped; returns how many the network has seen."""
+def _run(
+    job: StainJob, work: Work, gathered: PreviewCollector, watch: Stopwatch, progress: ProgressCallback | None
+) -> int:
+    """Read, stain and write all tiles, overlapped, but for those that are kept; returns how many hold tissue."""
     report = progress or (lambda _: None)
     tiles = tuple(job.tiles())
-    report(Progress(0, len(tiles)))
-    writer = open_writer(job.place.output, job.spec, format=job.place.file_format)
+    missing = work.missing(tiles)
+    done = resumed = len(tiles) - len(missing)
+    report(Progress(done, len(tiles), resumed))
+    writer = open_writer(work.staged(job.place.output), job.spec, format=job.place.file_format)
     batch = job.stainer.batch_size
     try:
         with (
-            Background[Stained](lambda stained: _write(job, stained, writer, gathered, watch), depth=1) as behind,
+            Background[Stained](lambda stained: _write(job, work, stained, writer, gathered, watch), depth=1) as behind,
             closing(
-                prefetch(_timed_read(job, watch), tiles, workers=job.workers, ahead=2 * batch + job.workers)
+                prefetch(_timed_read(job, watch), missing, workers=job.workers, ahead=2 * batch + job.workers)
             ) as read,
             closing(
                 prefetch(
@@ -121,13 +131,10 @@ def _run(job: StainJob, gathered: PreviewCollector, watch: Stopwatch, progress: 
                 )
             ) as stained,
         ):
-            done = 0
             for pairs, intensities in stained:
                 behind.put(([tile for tile, _ in pairs], intensities))
                 done += len(pairs)
-                report(Progress(done, len(tiles)))
-        for stale in (job.place.preview, job.place.record):
-            stale.unlink(missing_ok=True)
+                report(Progress(done, len(tiles), resumed))
         with watch.stage("finish"):
             writer.finish()
     except BaseException:
@@ -137,27 +144,40 @@ def _run(job: StainJob, gathered: PreviewCollector, watch: Stopwatch, progress: 
 
 
 def _write(
-    job: StainJob, stained: Iterable[Stained], writer: SlideWriter, gathered: PreviewCollector, watch: Stopwatch
+    job: StainJob,
+    work: Work,
+    stained: Iterable[Stained],
+    writer: SlideWriter,
+    gathered: PreviewCollector,
+    watch: Stopwatch,
 ) -> None:
-    """Runs in the background thread: render, stitch, write."""
+    """Runs in the background thread: render, keep, stitch, write."""
     grid = job.grid
     rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
     stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
-    for where, pixels in stitcher.bands(_rendered(job, stained, gathered, watch)):
+    cores = work.with_kept(_rendered(job, stained, watch), job)
+    for where, pixels in stitcher.bands(_placed(job, cores, gathered)):
         with watch.stage("write"):
             writer.write(where, pixels)
         del pixels  # a band is large, and the stitcher makes the next one now
 
 
-def _rendered(
-    job: StainJob, stained: Iterable[Stained], gathered: PreviewCollector, watch: Stopwatch
+def _placed(
+    job: StainJob, cores: Iterable[Core], gathered: PreviewCollector
 ) -> Iterator[tuple[Region, NDArray[np.uint8]]]:
+    for core in cores:
+        where = job.grid.tile(core.index).core
+        gathered.add(where, core.pixels, core.positivity)
+        yield _to_output(where, job.grid.region), core.pixels
+
+
+def _rendered(job: StainJob, stained: Iterable[Stained], watch: Stopwatch) -> Iterator[Core]:
     for tiles, intensities in stained:
         for tile, planes in zip(tiles, intensities, strict=True):
             with watch.stage("render"):
                 pixels, positivity = job.render(tile.core, tile.crop(planes))
-                gathered.add(tile.core, pixels, positivity)
-            yield _to_output(tile.core, job.grid.region), pixels
+                core = Core(tile.index, pixels, positivity, job.on_damage(tile))
+            yield core
 
 
 def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.uint8]]:
@@ -186,7 +206,7 @@ def _to_output(part: Region, region: Region) -> Region:
     return replace(part, x=part.x - region.x, y=part.y - region.y)
 
 
-def _details(job: StainJob, options: StainOptions, stained: int, watch: Stopwatch) -> dict[str, Any]:
+def _details(job: StainJob, options: StainOptions, stained: int, resumed: int, watch: Stopwatch) -> dict[str, Any]:
     """The whole record of a run, JSON-serialisable."""
     place, size = job.place, job.spec.size
     return dict(job.facts) | {
@@ -202,9 +222,16 @@ def _details(job: StainJob, options: StainOptions, stained: int, watch: Stopwatc
             "channels": [channel.name for channel in job.spec.channels] or ["red", "green", "blue"],
             "origin_um": list(job.spec.origin_um),
         },
-        "tiles": {"total": len(job.grid), "stained": stained, "side": job.grid.side, "halo": job.grid.halo},
+        "tiles": {
+            "total": len(job.grid),
+            "stained": stained,
+            "resumed": resumed,
+            "side": job.grid.side,
+            "halo": job.grid.halo,
+        },
         "device": job.stainer.device,
         "batch_size": job.stainer.batch_size,
+        "batch_size_that_fitted": job.stainer.fitting.width,
         "workers": job.workers,
         "seconds": watch.seconds(),
         "environment": software(),
@@ -223,5 +250,6 @@ def _preview_text(job: StainJob) -> PreviewText:
         stain=f"virtual {'IHC' if ihc else 'immunofluorescence'}" + (f", {names}" if count == 1 else ""),
         channels=job.spec.channels,
         warnings=job.warnings,
+        damaged=job.lost(),
         notices=(f"{NOTICE}; {IHC_NOTICE}" if ihc else NOTICE,),
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mupd_wsi.geometry import Region
 from mupd_wsi.markers import Marker, Panel
+from mupd_wsi.model.memory import BatchWidth
 from mupd_wsi.writers.spec import ImageSpec
 
 PANEL = Panel((Marker("Hoechst", (64, 96, 255)), Marker("CD8a", (0, 255, 0)), Marker("Pan-CK", (255, 0, 0))))
@@ -46,6 +47,7 @@ class StandInStainer:
     def __init__(self, mpp: float = 1.3, tile: int = 96, halo: int = 16, batch_size: int = 2) -> None:
         self.info = StandInInfo(mpp, tile, halo)
         self.batch_size = batch_size
+        self.fitting = BatchWidth(batch_size)
         self.origins: list[tuple[int, int]] = []
 
     def stain(
@@ -86,6 +88,7 @@ class MemoryWriter:
     def finish(self) -> Path:
         assert self.rows == self.spec.size.height
         self.finished = True
+        self.path.touch()
         return self.path
 
     def abort(self) -> None:

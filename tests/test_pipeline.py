@@ -53,7 +53,7 @@ def stain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stain:
         return writers[-1]
 
     monkeypatch.setattr(pipeline, "open_writer", open_memory)
-    monkeypatch.setattr(pipeline, "save_preview", lambda *_: None)
+    monkeypatch.setattr(pipeline, "save_preview", lambda path, *_: path.touch())
 
     def run(slide: Path, targets: str, model: Any = None, **options: Any) -> MemoryWriter:
         stain_slide(
@@ -61,7 +61,7 @@ def stain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stain:
             targets,
             model=model or StandInStainer(),
             output=tmp_path / "out.ome.tiff",
-            options=StainOptions(**{"mpp": 0.5, "style": "mif", "tissue_mask": False} | options),
+            options=StainOptions(**{"mpp": 0.5, "style": "mif", "tissue_mask": False, "overwrite": True} | options),
         )
         assert writers[-1].finished
         return writers[-1]
@@ -298,6 +298,15 @@ def test_too_little_free_disk(slide: Path, tmp_path: Path, monkeypatch: pytest.M
 # ---------------------------------------------------------------------------------------------- failures under way
 
 
+def assert_only_kept_work(folder: Path, *others: str) -> None:
+    """A stopped run leaves its finished tiles, and what is needed to go on from them; or nothing."""
+    work = folder / ".o.mupd-part"
+    assert {entry.name for entry in folder.iterdir()} - {work.name} == set(others)
+    if work.exists():
+        assert {entry.name for entry in work.iterdir()} == {"lock", "manifest.json", "tiles.log"}
+        assert (work / "tiles.log").stat().st_size > 1000
+
+
 class _Failing:
     """Makes one method of an object fail from its n-th call on."""
 
@@ -313,7 +322,7 @@ class _Failing:
 
 @pytest.mark.parametrize("place", ["read", "stain", "write", "finish", "progress"])
 @pytest.mark.parametrize("error", [OutputError("disk full"), SlideError("corrupt"), KeyboardInterrupt()])
-def test_a_failure_anywhere_surfaces_and_leaves_nothing(
+def test_a_failure_anywhere_surfaces_and_keeps_finished_tiles(
     place: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide_file = save_slide(tmp_path / "s.png", he_texture(600, 700))
@@ -337,7 +346,7 @@ def test_a_failure_anywhere_surfaces_and_leaves_nothing(
         with pytest.raises(type(error)):
             stain_slide(opened, "all", model=stainer, output=tmp_path / "o.ome.tiff", progress=progress)
     assert opened_writers[0].aborted
-    assert [entry.name for entry in tmp_path.iterdir()] == ["s.png"]
+    assert_only_kept_work(tmp_path, "s.png")
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mupd-")]
 
 
@@ -366,7 +375,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("output", ["o.ome.tiff", "o.ome.zarr"])
-def test_ctrl_c_leaves_nothing(output: str, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_finished_tiles_alone(output: str, tmp_path: Path) -> None:
     save_slide(tmp_path / "s.png", he_texture(1500, 1500))
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parent), str(tmp_path), output],
@@ -376,7 +385,8 @@ def test_ctrl_c_leaves_nothing(output: str, tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["s.png", "started"]
+    assert_only_kept_work(tmp_path, "s.png", "started")
+    assert (tmp_path / ".o.mupd-part").exists()
 
 
 # ---------------------------------------------------------------------------------------------- real outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -131,7 +132,22 @@ class StainJob:
             tissue = self.tissue.pixels(core, self.mpp)
             if not tissue.all():
                 planes[:, ~tissue] = self.spec.background
+        for lost in self.lost():
+            part = core.intersection(lost)
+            if part is not None:
+                y, x = part.y - core.y, part.x - core.x
+                planes[:, y : y + part.height, x : x + part.width] = self.spec.background
         return planes, positivity
+
+    def lost(self) -> tuple[Region, ...]:
+        """Where the slide could not be read, output pixels: so far found, so all that lies in tiles that were read."""
+        scale_x, scale_y = (self.mpp / own for own in (self.slide.mpp.x, self.slide.mpp.y))
+        return tuple(_touched(tile.place, scale_x, scale_y) for tile in self.slide.damaged if tile.is_lost)
+
+    def on_damage(self, tile: Tile) -> bool:
+        """Whether the network saw a place that could not be read."""
+        seen = Region(*tile.origin, tile.side, tile.side)
+        return any(seen.intersection(lost) is not None for lost in self.lost())
 
     def read_he(self, region: Region, mpp: float) -> NDArray[np.uint8]:
         """The slide's H&E at any pitch, for pictures: uint8 (height, width, 3)."""
@@ -140,3 +156,9 @@ class StainJob:
         rgb = self.slide.read(inside, mpp)
         missing = ((0, region.height - inside.height), (0, region.width - inside.width), (0, 0))
         return np.pad(rgb, missing, mode="edge")
+
+
+def _touched(part: Region, scale_x: float, scale_y: float) -> Region:
+    """The output pixels that level-0 pixels touch, a scale being level-0 pixels per output pixel."""
+    x, y = math.floor(part.x / scale_x), math.floor(part.y / scale_y)
+    return Region(x, y, max(1, math.ceil(part.right / scale_x) - x), max(1, math.ceil(part.bottom / scale_y) - y))

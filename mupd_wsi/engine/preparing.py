@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mupd_wsi.engine.destination import check_destination, check_free_disk, destination
 from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.journal import journal_bytes
 from mupd_wsi.engine.looking import look_at
 from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageError
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
@@ -98,9 +99,8 @@ def prepare_job(
     }
     described = () if style == "ihc" else tuple(map(_channel, markers, windows))
     spec = _image_spec(slide.name, markers, described, region, info.mpp, facts)
-    check_free_disk(
-        place.output.parent, estimated_bytes(spec, fraction if options.tissue_mask else 1.0, place.file_format)
-    )
+    covered = fraction if options.tissue_mask else 1.0
+    check_free_disk(place, estimated_bytes(spec, covered, place.file_format) + journal_bytes(spec, covered))
     return StainJob(
         slide=slide,
         stainer=stainer,

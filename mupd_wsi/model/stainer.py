@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mupd_wsi.model.bundle import ModelInfo, Readout, find_bundle, read_info, re
 from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import euler_states, read_out
+from mupd_wsi.model.memory import BatchWidth
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise
 
@@ -76,7 +77,8 @@ class Stainer:
         info: the model's card.
         device: "cpu", "cuda" or "cuda:N".
         precision: "fp32" or "bf16".
-        batch_size: tiles that :meth:`stain` works on at a time; more are split.
+        batch_size: tiles that :meth:`stain` works on at a time, memory permitting; more are split.
+        fitting: tiles at a time that the device has had memory for.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Stainer:
             self._threads = ThreadPoolExecutor(self.batch_size, "mupd-network", initializer=_one_torch_thread)
         else:
             self.batch_size = batch_size or CUDA_BATCH
+        self.fitting = BatchWidth(self.batch_size)
 
     def stain(
         self,
@@ -120,15 +123,18 @@ class Stainer:
         wanted = Wanted(tuple(range(len(self.info.panel)) if channels is None else channels), rows, columns)
         if self._threads is not None:
             return self._stain_by_threads(self._threads, rgb, origins, options, wanted, parts)
-        answers = []
-        for start in range(0, len(rgb), self.batch_size):
-            batch, places = rgb[start : start + self.batch_size], list(origins[start : start + self.batch_size])
-            missing = self.batch_size - len(batch)
+        answers: dict[int, NDArray[np.float32]] = {}
+
+        def stain_part(part: slice, width: int) -> None:
+            batch, places = rgb[part], list(origins[part])
+            missing = width - len(batch)
             padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
             places += places[-1:] * missing
             planes = torch.stack(list(self._planes(padded, places, options, wanted)), dim=1)
-            answers.append(planes[: len(batch)].cpu().numpy())
-        return np.concatenate(answers)
+            answers[part.start] = planes[: len(batch)].cpu().numpy()
+
+        self.fitting.in_parts(len(rgb), stain_part)
+        return np.concatenate(list(answers.values()))
 
     def close(self) -> None:
         """Stop the threads. The stainer cannot be used afterwards."""
@@ -157,8 +163,14 @@ class Stainer:
             for place, plane in enumerate(self._planes(rgb[one], origins[one], options, inner)):
                 out[i, place, rows, columns] = plane[0].numpy()
 
-        for job in [threads.submit(stain_one, i) for i in range(len(rgb))]:
-            job.result()
+        def stain_part(part: slice, width: int) -> None:
+            del width  # a tile needs no company
+            jobs = [threads.submit(stain_one, i) for i in range(part.start, part.stop)]
+            wait(jobs)  # all of them, so that after a failure none still holds memory
+            for job in jobs:
+                job.result()
+
+        self.fitting.in_parts(len(rgb), stain_part)
         return out
 
     @torch.inference_mode()
