@@ -8,10 +8,10 @@ SLIDE := sample_data/CMU-1-Small-Region.svs
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench weights clean
+.PHONY: help install demo test lint bench weights weights-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## make .venv and install mupd-wsi with pinned versions
 
@@ -33,7 +33,11 @@ bench: $(VENV)/.installed-dev ## measure speed and memory, and print the tables
 
 weights: install ## train mupd-mini as its recipe says; resumes where it was stopped
 	$(BIN)/python -m mupd_wsi.training training/recipes/mupd-mini.yaml --run training/runs/mupd-mini --threads 2
+	$(BIN)/python -m mupd_wsi.training.readout training/recipes/mupd-mini.yaml --run training/runs/mupd-mini --threads 2
 	$(BIN)/python -m mupd_wsi.training.export training/recipes/mupd-mini.yaml --run training/runs/mupd-mini -o mupd_wsi/model/bundles/mupd-mini
+
+weights-check: install ## measure the shipped model anew, and compare with its card and its page (minutes)
+	$(BIN)/python -m mupd_wsi.training.weights_check mupd-mini --data ../shared/data/orion-crc01 --page docs/models/mupd-mini.md
 
 clean: ## remove .venv and caches; leave what was stained
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,6 +25,8 @@ ALIASES: Final[dict[str, str]] = {
     "dapi": "hoechst",
     "dna": "hoechst",
     "nuclei": "hoechst",
+    "haematoxylin": "hoechst",
+    "hematoxylin": "hoechst",
     "hoechst33342": "hoechst",
     "cytokeratin": "panck",
     "pancytokeratin": "panck",
@@ -56,6 +58,12 @@ ALIASES: Final[dict[str, str]] = {
 def fold(name: str) -> str:
     """A name without case, blanks and hyphens, Greek letters spelled out: "alpha SMA", "Alpha-SMA": "alphasma"."""
     return re.sub(r"[^a-z0-9]", "", name.casefold().translate(GREEK))
+
+
+def canonical(name: str) -> str:
+    """One folded name for all spellings of a marker: "CD8", "cd8a" and "CD-8": "cd8a"."""
+    folded = fold(name)
+    return ALIASES.get(folded, folded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,10 @@ class Panel:
         for candidate in (folded, ALIASES.get(folded, folded)):
             if candidate in by_fold:
                 return by_fold[candidate]
+        # A model of somebody else's may itself be called by an alias: its DAPI is also Hoechst.
+        same = [i for i, marker in enumerate(self.markers) if canonical(marker.name) == canonical(name)]
+        if len(same) == 1:
+            return same[0]
         raise UnknownTargetError(f"unknown target {name!r}; this model has: {', '.join(self.names)}")
 
     def select(self, names: Iterable[str]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
 from mupd_wsi.cli.app import app
@@ -37,14 +38,17 @@ def test_each_verb_is_in_the_readme(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", sorted(app.commands))
 def test_each_option_has_a_help_text(verb: str) -> None:
-    options = [p for p in app.commands[verb].params if p.param_type_name == "option"]
+    command = app.commands[verb]
+    within = command.commands.values() if isinstance(command, click.Group) else [command]
+    options = [p for one in within for p in one.params if p.param_type_name == "option"]
+    assert options
     assert all(getattr(option, "help", None) for option in options)
 
 
 def test_each_make_target_is_listed_by_help() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^([a-z]+):.*## ", makefile, flags=re.M))
-    assert {"help", "install", "demo", "test", "bench", "weights", "clean"} <= listed
+    listed = set(re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.M))
+    assert {"help", "install", "demo", "test", "bench", "weights", "weights-check", "clean"} <= listed
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions/README.md"])

@@ -73,3 +73,9 @@ def test_panels_and_markers_check_themselves():
         Marker("--", (0, 0, 0))
     with pytest.raises(ValueError, match="0-255"):
         Marker("CD8", (0, 0, 256))
+
+
+@pytest.mark.parametrize("own", ["DAPI", "Haematoxylin", "Hoechst"])
+def test_models_of_other_laboratories_may_be_named_by_an_alias(own):
+    other = Panel((Marker(own, (0, 0, 255)), Marker("CD8", (0, 255, 0))))
+    assert [other.index(name) for name in ("Hoechst", "DAPI", "CD8a", "cd8")] == [0, 0, 1, 1]

@@ -12,11 +12,13 @@ from mupd_wsi.cli import failures
 from mupd_wsi.cli.batch import batch
 from mupd_wsi.cli.console import Console
 from mupd_wsi.cli.doctor import doctor
+from mupd_wsi.cli.evaluate import evaluate
 from mupd_wsi.cli.info import info
 from mupd_wsi.cli.models import models
 from mupd_wsi.cli.slurm import slurm
 from mupd_wsi.cli.stain import stain
 from mupd_wsi.cli.status import status
+from mupd_wsi.cli.train import train
 from mupd_wsi.cli.validate import validate
 
 
@@ -35,7 +37,7 @@ def app() -> None:
     """
 
 
-for verb in (stain, batch, status, slurm, info, validate, models, doctor):
+for verb in (stain, batch, status, slurm, info, validate, evaluate, train, models, doctor):
     app.add_command(verb)
 
 

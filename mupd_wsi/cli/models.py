@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from mupd_wsi.cli.console import Console, json_option, verbose_option
+from mupd_wsi.cli.failures import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
     from mupd_wsi.model import ModelInfo
@@ -16,12 +19,34 @@ if TYPE_CHECKING:
 CARD_WIDTH: Final = 110
 
 
-@click.command()
+class ShownByDefault(click.Group):
+    """A group whose command ``show`` need not be said: ``models NAME`` is ``models show NAME``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``show`` in front of what names no other command and asks for no help."""
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=ShownByDefault, subcommand_metavar="[NAME] | import ...")
+def models() -> None:
+    """List the models, show one (a name, or a bundle's folder), or import foreign weights.
+
+    \b
+    Examples:
+      mupd-wsi models
+      mupd-wsi models mupd-mini
+      mupd-wsi models import --weights theirs.safetensors --key-map map.json --config model.json -o ours
+    """
+
+
+@models.command()
 @click.argument("name", required=False)
 @json_option
 @verbose_option
 @click.pass_obj
-def models(console: Console, name: str | None) -> None:
+def show(console: Console, name: str | None) -> None:
     """List the models, or show one (a name, or a bundle's folder): targets, um/px, licence, measured quality.
 
     \b
@@ -36,6 +61,38 @@ def models(console: Console, name: str | None) -> None:
         console.result(card(shown[0]), shown[0])
     else:
         console.result("\n".join(map(summary, shown)), {"models": shown})
+
+
+@models.command("import")
+@click.option("--weights", required=True, type=click.Path(path_type=Path), help="The foreign safetensors file.")
+@click.option("--key-map", required=True, type=click.Path(path_type=Path), help="JSON: our keys to theirs.")
+@click.option("--config", required=True, type=click.Path(path_type=Path), help="The model card, as model.json has it.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the bundle.")
+@json_option
+@verbose_option
+@click.pass_obj
+def import_(console: Console, weights: Path, key_map: Path, config: Path, output: Path) -> int:
+    """Make a bundle of foreign weights by an explicit map of keys, and tell what became of each; exit 1 if one is off.
+
+    The map is {"our.key": "their.key"}, or {"our.key": {"key": "their.key", "transpose": true}}.
+
+    \b
+    Example:
+      mupd-wsi models import --weights theirs.safetensors --key-map map.json --config model.json -o ours
+    """
+    from mupd_wsi.model.importing import import_weights
+
+    report, info = import_weights(weights, key_map, config, output)
+    lines = [f"used         {ours} <- {theirs}" for ours, theirs in report.used.items()]
+    lines += [f"unused       {key}" for key in report.unused]
+    lines += [f"missing      {key}: {why}" for key, why in report.missing.items()]
+    lines += [f"wrong shape  {k}: wanted {a}, came {b}" for k, (a, b) in report.wrong_shape.items()]
+    lines += [f"unknown      {key}: the network has no such key" for key in report.unknown]
+    lines += [f"not finite   {key}: or too large for fp16" for key in report.not_finite]
+    lines.append(f"bundle: {output.resolve()}" if info else "nothing was written: mend the map, or the card's network")
+    values = asdict(report) | {"ok": report.ok, "bundle": str(output.resolve()) if info else None}
+    console.result("\n".join(lines), values)
+    return 0 if info else EXIT_PROBLEMS
 
 
 def as_json(info: ModelInfo) -> dict[str, Any]:

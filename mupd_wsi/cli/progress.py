@@ -33,16 +33,21 @@ def fitting_display(
         yield lines()
 
 
-def progress_display(console: Console) -> AbstractContextManager[ProgressCallback | None]:
-    """A callback for ``stain_slide`` that shows tiles, rate and the time left on standard error."""
-    return fitting_display(console, _bar, lambda: PlainLines(time.monotonic))
+def progress_display(console: Console, doing: str = "staining") -> AbstractContextManager[ProgressCallback | None]:
+    """A callback that shows tiles, rate and the time left on standard error.
+
+    Args:
+        console: of the run.
+        doing: what is done, one word.
+    """
+    return fitting_display(console, lambda: _bar(doing), lambda: PlainLines(time.monotonic))
 
 
 @contextmanager
-def _bar() -> Iterator[ProgressCallback]:
+def _bar(doing: str) -> Iterator[ProgressCallback]:
     from tqdm import tqdm
 
-    with tqdm(total=0, unit="tile", desc="staining", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=0, unit="tile", desc=doing, dynamic_ncols=True, leave=False) as bar:
 
         def report(progress: Progress) -> None:
             if bar.total != progress.total:

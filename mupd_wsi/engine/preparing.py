@@ -19,7 +19,7 @@ from mupd_wsi.engine.journal import journal_bytes
 from mupd_wsi.engine.looking import look_at
 from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageError
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
-from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel
+from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel, canonical
 from mupd_wsi.normalising import StainProfile, StainTransfer
 from mupd_wsi.request import IHC_NOTICE, NOTICE, StainOptions, Style
 from mupd_wsi.slides import Slide
@@ -249,7 +249,7 @@ def weak_markers(measured: Mapping[str, Mapping[str, float]], markers: tuple[Mar
         markers: that are asked for.
     """
     rows = {marker.name: measured[marker.name] for marker in markers if marker.name in measured}
-    weak = [f"{name} {row['pearson_8px']:.2f}" for name, row in rows.items() if row["pearson_8px"] < WEAK_PEARSON]
+    weak = [f"{n} {row['pearson_8px']:.2f}" for n, row in rows.items() if row.get("pearson_8px", 1) < WEAK_PEARSON]
     if not weak:
         return []
     return [
@@ -264,7 +264,8 @@ def _not_he(guess: StainGuess) -> str:
 
 def _scored(channels: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
     """Places among the asked channels that are stained for: the nuclei count where nothing else was asked for."""
-    others = tuple(place for place, c in enumerate(channels) if panel.names[c] != NUCLEAR_MARKER)
+    nuclear = canonical(NUCLEAR_MARKER)
+    others = tuple(place for place, c in enumerate(channels) if canonical(panel.names[c]) != nuclear)
     return others or tuple(range(len(channels)))
 
 

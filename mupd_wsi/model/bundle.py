@@ -132,7 +132,7 @@ def read_info(folder: Path) -> ModelInfo:
         if path.stat().st_size > MAX_CARD_BYTES:
             raise BundleError(f"{path} is larger than {MAX_CARD_BYTES >> 20} MiB: it is no model card")
         card = json.loads(path.read_text(encoding="utf-8"))
-        return _info_from_json(card)
+        return info_from_json(card)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -178,7 +178,8 @@ def write_bundle(folder: Path, info: ModelInfo, weights: Mapping[str, Tensor]) -
         The info as written.
     """
     halves = {k: v.detach().to(torch.float16).contiguous() for k, v in sorted(weights.items())}
-    content = format_safetensors(halves, metadata={"model": info.name, "version": info.version})
+    # One entry: safetensors writes several in any order, and the same weights would get another hash.
+    content = format_safetensors(halves, metadata={"model": f"{info.name} {info.version}"})
     card = _info_to_json(info) | {"weights_sha256": hashlib.sha256(content).hexdigest()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS_FILE).write_bytes(content)
@@ -192,7 +193,13 @@ def _info_to_json(info: ModelInfo) -> dict[str, Any]:
     return card
 
 
-def _info_from_json(card: Mapping[str, Any]) -> ModelInfo:
+def info_from_json(card: Mapping[str, Any]) -> ModelInfo:
+    """A card from its JSON values.
+
+    Raises:
+        BundleError: unknown fields, or values that do not fit together.
+        KeyError, TypeError, ValueError: fields that are missing or of another kind.
+    """
     unknown = set(card) - {f.name for f in fields(ModelInfo)}
     if unknown:
         raise BundleError(f"unknown model field(s) {', '.join(sorted(unknown))}: the bundle needs a newer mupd-wsi")

@@ -8,7 +8,7 @@ Pillow's resizers anchor their grids at the region, which is why they are not us
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import cv2
 import numpy as np
@@ -87,6 +87,24 @@ def resample(source: NDArray[np.uint8], rows: Taps, columns: Taps) -> NDArray[np
     wide += np.float32(0.5)
     np.floor(wide, out=wide)
     return cast("NDArray[np.uint8]", cv2.transpose(wide.astype(np.uint8)))
+
+
+def resample_planes(planes: NDArray[Any], rows: Taps, columns: Taps) -> NDArray[np.float32]:
+    """Resample channels of any number and depth, without rounding.
+
+    Args:
+        planes: numeric (C, rows.stop - rows.start, columns.stop - columns.start).
+        rows: vertical taps.
+        columns: horizontal taps.
+
+    Returns:
+        float32 (C, len(rows), len(columns)).
+    """
+    if rows.is_copy and columns.is_copy:
+        kept = planes[:, rows.index[:, 0] - rows.start][:, :, : len(columns.index)]
+        return np.ascontiguousarray(kept, np.float32)
+    tall = np.stack([_filter_rows(plane[..., None].astype(np.float32), rows)[..., 0].T for plane in planes])
+    return np.stack([_filter_rows(np.ascontiguousarray(plane)[..., None], columns)[..., 0].T for plane in tall])
 
 
 def _area(x: NDArray[np.float64], scale: float, extent: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:

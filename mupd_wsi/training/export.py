@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +20,19 @@ from mupd_wsi.errors import MupdError
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration
+from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.extents import Extent, needs
 from mupd_wsi.model.stainer import SampleOptions, load_model
 from mupd_wsi.model.transform import TargetTransform
+from mupd_wsi.training.adapters import merged
 from mupd_wsi.training.fitting import SHOWN_AREA, CurveCounts, display_windows, fit_stain_reference
-from mupd_wsi.training.measure import markdown_table, measure
-from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
-from mupd_wsi.training.recipe import Recipe, load_recipe
-from mupd_wsi.training.tiles import PairedTiles, TilePlace, load_tiles
+from mupd_wsi.training.measure import markdown_table, measure_tiles
+from mupd_wsi.training.neighbours import stain_tiles
+from mupd_wsi.training.recipe import CHECKPOINT, READOUT, Recipe, load_recipe
+from mupd_wsi.training.sources import PairSource, open_pairs
+from mupd_wsi.training.tiles import PairedTiles, TilePlace
 
-# Cores begin and end half a window (64 px) inside one, and 48 px of convolutions lie before and after the trunk.
-TILE, HALO, LEAD = 736, 112, 48
+CORE = 512  # px of a tile that are kept; training tiles are whole multiples of it
 SAMPLED_TILES = 14  # train tiles that the curves and windows of the draws are taken from
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -52,7 +57,13 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 
 
-def export(recipe: Recipe, run: Path, folder: Path, *, calibrate_on: int | None = None) -> ModelInfo:
+#: Colours of markers that COLORS does not know, in turn.
+OTHER_COLORS = ((255, 255, 255), (0, 255, 160), (255, 128, 192), (128, 192, 255), (255, 224, 128), (192, 128, 255))
+
+
+def export(
+    recipe: Recipe, run: Path, folder: Path, *, calibrate_on: int | None = None, pairs: PairSource | None = None
+) -> ModelInfo:
     """Write the bundle of a run's averaged weights.
 
     Args:
@@ -60,12 +71,19 @@ def export(recipe: Recipe, run: Path, folder: Path, *, calibrate_on: int | None 
         run: its folder, with a checkpoint.
         folder: of the bundle.
         calibrate_on: train tiles to fit the curves on, spread evenly; None takes all.
+        pairs: where the tiles come from; None opens what the recipe names.
     """
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
-    info = _raw_info(recipe, TargetTransform(**{k: tuple(v) for k, v in state["transform"].items()}), state["step"])
-    write_bundle(folder, info, state["average"])
-    slide = SlideOfTiles(recipe.data)
-    train = load_tiles(recipe.data, "train", recipe.markers)
+    state = torch.load(run / (READOUT if recipe.readout_depth else CHECKPOINT), weights_only=True, map_location="cpu")
+    weights = merged(state["average"])
+    source = pairs or open_pairs(recipe, run / "tiles")
+    info = _raw_info(
+        recipe,
+        TargetTransform(**{k: tuple(v) for k, v in state["transform"].items()}),
+        state["step"],
+        source.described(),
+    )
+    write_bundle(folder, info, weights)
+    slide, train = source.around(), source.tiles("train")
     chosen = np.linspace(0, len(train.places) - 1, calibrate_on or len(train.places)).astype(int)
     raw = load_model(folder)
     counts = CurveCounts.empty(len(recipe.markers))
@@ -90,33 +108,50 @@ def export(recipe: Recipe, run: Path, folder: Path, *, calibrate_on: int | None 
         display_window=display,
         stain_reference=reference,
     )
-    write_bundle(folder, info, state["average"])
+    write_bundle(folder, info, weights)
     stainer = load_model(folder)
     metrics = {
-        "dev": measure(stainer, recipe.data, SampleOptions("mean")),
-        "dev_sample": measure(stainer, recipe.data, SampleOptions("sample")),
+        "dev": measure_tiles(stainer, source.tiles("dev"), slide, SampleOptions("mean")),
+        "dev_sample": measure_tiles(stainer, source.tiles("dev"), slide, SampleOptions("sample")),
     }
-    return write_bundle(folder, replace(info, metrics=metrics), state["average"])
+    return write_bundle(folder, replace(info, metrics=metrics), weights)
 
 
-def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelInfo:
+def tile_shape(config: NetworkConfig) -> tuple[int, int, int]:
+    """Tile, halo and lead, px, for tiles that each see all that their core depends on, and share their windows.
+
+    ``lead`` px of convolutions lie before the trunk and as many after it. Cores begin and end half a window inside one,
+    and so far inside that what the way up sees beyond them lies in whole windows.
+    """
+    strides = [config.patch * 2**level for level in range(len(config.stage_widths))]
+    reach = sum(d * (config.kernel // 2) * stride for d, stride in zip(config.stage_depths, strides, strict=True))
+    lead, half = -(-reach // config.trunk_stride) * config.trunk_stride, config.window_px // 2
+    core = -(-CORE // config.window_px) * config.window_px
+    halo = lead + half
+    while needs(config, core + 2 * halo, lead, Extent(halo, halo + core)).down[-1].start < lead:
+        halo += half
+    return core + 2 * halo, halo, lead
+
+
+def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int, described: Mapping[str, object]) -> ModelInfo:
     """A card whose calibration returns the predicted roots themselves."""
     channels = len(recipe.markers)
-    panel = Panel(tuple(Marker(name, COLORS[name]) for name in recipe.markers))
+    others = cycle(OTHER_COLORS)
+    panel = Panel(tuple(Marker(name, COLORS.get(name) or next(others)) for name in recipe.markers))
+    network = replace(recipe.network_config, readout_depth=recipe.readout_depth)
+    tile, halo, lead = tile_shape(network)
     identity = Calibration((0.0,) * channels, (16.0,) * channels, ((0.0, 16.0),) * channels)
     return ModelInfo(
         name=recipe.name,
-        version="0.1.1",
-        license="Apache-2.0",
-        credit="Trained on ORION P37_S29-CRC01 (Lin, Chen, Campton et al., Nature Cancer 2023, "
-        "doi 10.1038/s43018-023-00576-1), images by way of labsyspharm/minerva-story (MIT, (c) 2020 Laboratory of "
-        "Systems Pharmacology, Harvard Medical School)",
+        version=recipe.version,
+        license=recipe.license,
+        credit=recipe.credit,
         panel=panel,
         mpp=recipe.mpp,
-        tile=TILE,
-        halo=HALO,
-        lead=LEAD,
-        network=recipe.network_config,
+        tile=tile,
+        halo=halo,
+        lead=lead,
+        network=network,
         transform=transform,
         calibration=identity,
         draw_calibration=identity,
@@ -124,10 +159,11 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int) -> ModelIn
         stain_reference=None,
         steps=recipe.sample_steps,
         training={
-            "data": "orion-crc01, train columns",
+            **described,
             "optimiser_steps": steps,
             "batch": recipe.batch,
             "crop": recipe.crop,
+            "readout_steps": recipe.readout_steps if recipe.readout_depth else 0,
         },
         metrics={},
         limits=recipe.limits,

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mupd_wsi.errors import MupdError
 from mupd_wsi.evaluation.agreement import PATCHES, Agreement
 from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
-from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
-from mupd_wsi.training.tiles import load_tiles
+from mupd_wsi.training.neighbours import SlideOfTiles, SquareReader, stain_tiles
+from mupd_wsi.training.tiles import PairedTiles, load_tiles
 
 LEFT_OUT_OF_MEAN = "Autofluorescence"  # no stain: what the tissue does by itself
 MEAN_ROW = "mean"
@@ -37,17 +38,44 @@ def measure(stainer: Stainer, data: Path, options: SampleOptions, split: str = "
         A row a marker (see :meth:`Agreement.summary`), and "mean": the correlations' mean over the markers but
         autofluorescence.
     """
-    names = stainer.info.panel.names
-    tiles = load_tiles(data, split, names)
+    tiles = load_tiles(data, split, stainer.info.panel.names)
+    return measure_tiles(stainer, tiles, SlideOfTiles(data), options)
+
+
+def measure_tiles(stainer: Stainer, tiles: PairedTiles, around: SquareReader, options: SampleOptions) -> Table:
+    """The same for tiles from anywhere.
+
+    Args:
+        stainer: the model; its panel is the tiles' channels.
+        tiles: real.
+        around: their H&E with its neighbours.
+        options: the read-out to measure.
+    """
+    stained = stain_tiles(stainer, around, tiles.places, options)
+    return agreement_table(stainer.info.panel.names, zip(tiles.markers, stained, strict=True))
+
+
+def agreement_table(names: tuple[str, ...], tiles: Iterable[tuple[NDArray[np.uint8], NDArray[np.float32]]]) -> Table:
+    """The table of predictions from anywhere.
+
+    Args:
+        names: of the channels.
+        tiles: real and virtual intensities, (C, H, W) each.
+
+    Returns:
+        As :func:`measure`; what cannot be measured, as a marker that is nowhere or a prediction that does not vary,
+        is left out.
+    """
     agreement = Agreement(len(names))
-    for real, virtual in zip(
-        tiles.markers, stain_tiles(stainer, SlideOfTiles(data), tiles.places, options), strict=True
-    ):
+    for real, virtual in tiles:
         agreement.add(real, virtual)
-    rows: Table = dict(zip(names, agreement.summary(), strict=True))
+    rows: Table = {
+        name: {key: value for key, value in row.items() if np.isfinite(value)}
+        for name, row in zip(names, agreement.summary(), strict=True)
+    }
     kept = [row for marker, row in rows.items() if marker != LEFT_OUT_OF_MEAN]
-    keys = [f"pearson_{p}px" for p in PATCHES]
-    return rows | {MEAN_ROW: {key: round(float(np.mean([row[key] for row in kept])), 4) for key in keys}}
+    columns = {key: [row[key] for row in kept if key in row] for key in (f"pearson_{p}px" for p in PATCHES)}
+    return rows | {MEAN_ROW: {key: round(float(np.mean(values)), 4) for key, values in columns.items() if values}}
 
 
 def markdown_table(table: Mapping[str, Mapping[str, float]]) -> str:
@@ -56,7 +84,7 @@ def markdown_table(table: Mapping[str, Mapping[str, float]]) -> str:
     head = (
         "| marker | Pearson, pixel | Pearson, 8 px | Pearson, 64 px | mean, virtual / real |\n|---|---|---|---|---|\n"
     )
-    by_quality = sorted((m for m in table if m != MEAN_ROW), key=lambda m: -table[m]["pearson_1px"])
+    by_quality = sorted((m for m in table if m != MEAN_ROW), key=lambda m: -table[m].get("pearson_1px", -1.0))
     lines = [
         f"| {m} | " + " | ".join(f"{table[m][c]:.2f}" if c in table[m] else "" for c in columns) + " |"
         for m in [*by_quality, MEAN_ROW]

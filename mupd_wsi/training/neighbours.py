@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -15,6 +16,17 @@ from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.training.tiles import TilePlace
 
 GLASS = 245
+
+
+class SquareReader(Protocol):
+    """H&E at any place, slides and tiles joined on one raster of tiles."""
+
+    @property
+    def tile(self) -> int:
+        """Side of a tile, px."""
+
+    def read(self, x: int, y: int, side: int) -> NDArray[np.uint8]:
+        """A square of H&E: uint8 (side, side, 3); x and y in pixels of the raster, may be negative."""
 
 
 class SlideOfTiles:
@@ -52,7 +64,7 @@ class SlideOfTiles:
 
 
 def stain_tiles(
-    stainer: Stainer, slide: SlideOfTiles, places: tuple[TilePlace, ...], options: SampleOptions
+    stainer: Stainer, slide: SquareReader, places: tuple[TilePlace, ...], options: SampleOptions
 ) -> Iterator[NDArray[np.float32]]:
     """Intensities of whole tiles, (C, tile, tile), one a place, in the order of ``places``."""
     halo, side = stainer.info.halo, stainer.info.tile

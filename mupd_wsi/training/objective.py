@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,16 @@ class Objective:
         variances = {scale: _means(kept, scale).var(dim=(0, 2, 3)) for scale in SCALES}
         weights = {scale: (1 / variance)[:, None, None] for scale, variance in variances.items()}
         return cls(transform, (1 / power)[:, None, None], ceiling, weights, intensity_share)
+
+    def to(self, device: str) -> Objective:
+        """The same on a device."""
+        weights = {scale: weight.to(device) for scale, weight in self.intensity_weights.items()}
+        return replace(
+            self,
+            root_weights=self.root_weights.to(device),
+            ceiling=self.ceiling.to(device),
+            intensity_weights=weights,
+        )
 
     def readout(self, predicted: Tensor, x0: Tensor) -> Tensor:
         """Error of the one-pass read-out.

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from mupd_wsi.errors import MupdError, UsageError
 from mupd_wsi.model.extents import Extent, cut
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.network import MuPDNetwork
-from mupd_wsi.training.neighbours import SlideOfTiles
-from mupd_wsi.training.recipe import Recipe, load_recipe
-from mupd_wsi.training.tiles import PairedTiles, TilePlace, load_tiles
+from mupd_wsi.training.export import tile_shape
+from mupd_wsi.training.neighbours import SquareReader
+from mupd_wsi.training.recipe import CHECKPOINT, READOUT, Recipe, load_recipe
+from mupd_wsi.training.sources import PairSource, open_pairs
+from mupd_wsi.training.tiles import PairedTiles, TilePlace
 
-TILE, HALO, LEAD = 736, 112, 48  # px, as in the bundle: the features are those that staining will see
 CROP = 64  # tokens
 BATCH = 8
 PEAK_RATE, WARMUP, WEIGHT_DECAY, EMA_DECAY = 2e-3, 50, 0.02, 0.99
@@ -42,7 +44,7 @@ LEAST_TISSUE = 0.2  # of a crop
 Report = Callable[[int, int, float], None]
 
 
-def fit_readout(recipe: Recipe, run: Path, report: Report, threads: int = 2) -> None:
+def fit_readout(recipe: Recipe, run: Path, pairs: PairSource, report: Report, threads: int = 2) -> None:
     """Add the read-out's blocks to a run's averaged weights: ``checkpoint.pt`` becomes ``readout.pt``.
 
     Memory: the markers of the train tiles (1 MB a channel and 1024-px tile); the features stay on disk.
@@ -50,6 +52,7 @@ def fit_readout(recipe: Recipe, run: Path, report: Report, threads: int = 2) -> 
     Args:
         recipe: of the run; ``readout_depth`` and ``readout_steps`` say what is fitted.
         run: folder with a checkpoint.
+        pairs: the tiles.
         report: told step, steps and the mean loss.
         threads: of the processor.
 
@@ -58,31 +61,32 @@ def fit_readout(recipe: Recipe, run: Path, report: Report, threads: int = 2) -> 
     """
     if recipe.readout_depth < 1:
         raise UsageError("the recipe has readout_depth 0: there is nothing to fit")
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state = torch.load(run / CHECKPOINT, weights_only=True)
     torch.manual_seed(recipe.seed)
     network = MuPDNetwork(replace(recipe.network_config, readout_depth=recipe.readout_depth))
     missing = network.load_state_dict(state["average"], strict=False).missing_keys
     if any(not name.startswith("readout_") for name in missing):
         raise UsageError(f"{run} holds another network than the recipe's")
-    tiles = load_tiles(recipe.data, "train", recipe.markers)
+    tiles = pairs.tiles("train")
     folder = run / "features"
-    keep_features(network, SlideOfTiles(recipe.data), tiles.places, folder, threads)
+    keep_features(network, pairs.around(), tiles.places, folder, threads)
     torch.set_num_threads(threads)
     least_squares(network, tiles, folder)
     own = [*network.readout_blocks.parameters(), *network.readout_head.parameters()]
     average = _descend(network, own, tiles, folder, recipe, report)
     for parameter, mean in zip(own, average, strict=True):
         parameter.data.copy_(mean)
-    torch.save(state | {"average": network.state_dict(), "readout_depth": recipe.readout_depth}, run / "readout.pt")
+    torch.save(state | {"average": network.state_dict()}, run / READOUT)
 
 
 def keep_features(
-    network: MuPDNetwork, slide: SlideOfTiles, places: tuple[TilePlace, ...], folder: Path, threads: int
+    network: MuPDNetwork, slide: SquareReader, places: tuple[TilePlace, ...], folder: Path, threads: int
 ) -> None:
     """Compute the features that the heads are given, fp16 (tile / patch, tile / patch, width) a tile, where missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    core, patch, lead = TILE - 2 * HALO, network.config.patch, LEAD // network.config.trunk_stride
-    inner = Extent(HALO, TILE - HALO)
+    tile, halo, before = tile_shape(network.config)  # as in the bundle: the features are those that staining will see
+    core, patch, lead = tile - 2 * halo, network.config.patch, before // network.config.trunk_stride
+    inner = Extent(halo, tile - halo)
 
     def compute(place: TilePlace) -> None:
         torch.set_num_threads(1)
@@ -93,7 +97,7 @@ def keep_features(
         out = np.empty((side, side, network.config.stage_widths[0]), np.float16)
         for y in range(0, slide.tile, core):
             for x in range(0, slide.tile, core):
-                rgb = slide.read(place.x * slide.tile + x - HALO, place.y * slide.tile + y - HALO, TILE)
+                rgb = slide.read(place.x * slide.tile + x - halo, place.y * slide.tile + y - halo, tile)
                 with torch.inference_mode():
                     image = image_features(torch.from_numpy(rgb[None]).permute(0, 3, 1, 2).float())
                     found, parts = network.features(image, torch.ones(1), lead=lead, wanted=(inner, inner))
@@ -220,7 +224,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     try:
-        fit_readout(load_recipe(arguments.recipe), arguments.run, _print, arguments.threads)
+        recipe = load_recipe(arguments.recipe)
+        with closing(open_pairs(recipe, arguments.run / "tiles")) as pairs:
+            fit_readout(recipe, arguments.run, pairs, _print, arguments.threads)
     except MupdError as error:
         sys.stderr.write(f"readout: error: {error}\n")
         return 3

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import yaml
 
 from mupd_wsi.errors import UsageError
+from mupd_wsi.markers import canonical
+from mupd_wsi.model.bundle import bundled_models, find_bundle, read_info
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.training.manifest import PairEntry, entry_from_mapping
+
+#: Files of a run: the network as training left it, and with the read-out's own blocks.
+CHECKPOINT: Final = "checkpoint.pt"
+READOUT: Final = "readout.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +25,17 @@ class Recipe:
 
     Attributes:
         name: name of the model that comes out.
-        data: folder of paired tiles: ``<channel>/<x>_<y>.jpg`` and ``tiles.csv`` with columns x, y, split.
-        markers: channels to predict, in output order.
-        mpp: um/px of the tiles.
-        network: fields of :class:`NetworkConfig` that differ from its defaults.
+        data: folder of paired tiles: ``<channel>/<x>_<y>.jpg`` and ``tiles.csv`` with columns x, y, split (and slide,
+            patient, where there are several); None where ``slides`` are named.
+        markers: channels to predict, in output order; of brightfield IHC two: haematoxylin, and what DAB shows.
+        mpp: um/px of the tiles, and of what the model will stain.
+        slides: pairs of whole slides (:class:`mupd_wsi.training.manifest.PairEntry`), instead of ``data``.
+        stain: what the targets are: "mif", channels; or "ihc", optical densities of haematoxylin and DAB.
+        tile: side of the tiles that are cut out of whole slides, px; a multiple of 512.
+        max_tiles: of a split, spread evenly; None takes all.
+        normalise: whether H&E of later slides is brought to the first slide's staining.
+        splits_within_slide: one slide may lie in two splits. What is measured then says nothing about other slides.
+        network: fields of :class:`NetworkConfig` that differ from its defaults, or from those of ``start_from``.
         steps: optimiser steps.
         batch: crops a step.
         crop: side of a crop, px; a multiple of the network's attention window.
@@ -29,7 +43,10 @@ class Recipe:
         warmup: steps until that peak.
         weight_decay: AdamW's, on matrices.
         ema_decay: of the exponential moving average of the weights, which is what is kept.
-        start_from: folder of the bundle whose weights the run begins with; None begins at random.
+        start_from: the bundle whose weights the run begins with (a folder, or a shipped model's name); its markers may
+            be others, heads of new ones begin at random. None begins at random altogether.
+        tune: what of ``start_from`` is trained: "full", or "lora", low-rank changes of its matrices and the heads.
+        lora_rank: of those changes.
         generative_from: fraction of the steps after which a part of each batch is trained at random flow times.
         generative_share: that part.
         intensity_share: part of the read-out's loss that is taken on intensities, at the pixel and on means of squares
@@ -42,12 +59,21 @@ class Recipe:
         readout_steps: optimiser steps of that.
         sample_steps: default number of network evaluations of a draw, for the model's card.
         limits: what may not be expected of the model, for its card.
+        version: of the model, for its card.
+        license: SPDX identifier, for its card.
+        credit: whose data it is trained on, for its card.
     """
 
     name: str
-    data: Path
+    data: Path | None
     markers: tuple[str, ...]
     mpp: float
+    slides: tuple[PairEntry, ...] = ()
+    stain: Literal["mif", "ihc"] = "mif"
+    tile: int = 512
+    max_tiles: int | None = None
+    normalise: bool = True
+    splits_within_slide: bool = False
     network: dict[str, Any] = field(default_factory=dict)
     steps: int = 4000
     batch: int = 8
@@ -57,6 +83,8 @@ class Recipe:
     weight_decay: float = 0.02
     ema_decay: float = 0.999
     start_from: Path | None = None
+    tune: Literal["full", "lora"] = "full"
+    lora_rank: int = 8
     generative_from: float = 0.6
     generative_share: float = 0.5
     intensity_share: float = 0.0
@@ -68,20 +96,30 @@ class Recipe:
     readout_steps: int = 600
     sample_steps: int = 4
     limits: tuple[str, ...] = ()
+    version: str = "0.1.0"
+    license: str = "not stated"
+    credit: str = "not stated"
 
     @property
     def network_config(self) -> NetworkConfig:
-        """Shape of the network that the recipe trains."""
-        return NetworkConfig.from_json({"targets": len(self.markers), **self.network})
+        """Shape of the network that the recipe trains; where it says nothing, that of the bundle it starts from."""
+        own = {"targets": len(self.markers), "readout_depth": 0}
+        base = read_info(self.start_from).network.as_json() if self.start_from and not self.network else {}
+        return NetworkConfig.from_json({**base, **own, **self.network})
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; ``data`` and ``start_from`` are relative to the recipe's own folder.
+    """Read a recipe; the paths in it are relative to its own folder.
 
     Raises:
-        UsageError: the file is no mapping, has unknown settings, or lacks one.
+        UsageError: the file is no mapping, has unknown settings, lacks one, or some do not fit together.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; give a recipe in YAML") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} is not a recipe: expected a YAML mapping of settings")
     unknown = set(values) - {f.name for f in fields(Recipe)}
@@ -93,14 +131,42 @@ def load_recipe(path: Path) -> Recipe:
                 **values,
                 "markers": tuple(values["markers"]),
                 "limits": tuple(values.get("limits", ())),
-                "data": (path.parent / values["data"]).resolve(),
-                "start_from": (path.parent / start).resolve() if (start := values.get("start_from")) else None,
+                "slides": tuple(entry_from_mapping(v, path.parent) for v in values.get("slides", ())),
+                "data": (path.parent / values["data"]).resolve() if values.get("data") else None,
+                "start_from": starting_bundle(str(start), path.parent) if (start := values.get("start_from")) else None,
             }
         )
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path}: the recipe is incomplete: {error}") from error
-    if recipe.crop % recipe.network_config.window_px:
-        raise UsageError(f"{path}: crop {recipe.crop} must be a multiple of {recipe.network_config.window_px} px")
-    if not (0 <= recipe.generative_share < 1 and 0 <= recipe.intensity_share <= 1):
-        raise UsageError(f"{path}: generative_share must lie in [0, 1), intensity_share in [0, 1]")
+    _check(recipe, path)
     return recipe
+
+
+def starting_bundle(name: str, folder: Path) -> Path:
+    """A shipped model's folder by its name, else a path relative to ``folder``."""
+    return find_bundle(name) if name in bundled_models() else (folder / name).resolve()
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    """Raise UsageError where settings cannot be meant together."""
+    window = recipe.network_config.window_px
+    side = recipe.tile if recipe.slides else None
+    problems = {
+        "give data (a folder of tiles) or slides, one of them": bool(recipe.data) == bool(recipe.slides),
+        f"crop {recipe.crop} must be a multiple of {window} px": recipe.crop % window != 0,
+        "generative_share must lie in [0, 1), intensity_share in [0, 1]": not (
+            0 <= recipe.generative_share < 1 and 0 <= recipe.intensity_share <= 1
+        ),
+        "stain must be mif or ihc": recipe.stain not in ("mif", "ihc"),
+        "stain ihc has two markers, haematoxylin and what DAB shows, and needs slides": recipe.stain == "ihc"
+        and (len(recipe.markers) != 2 or not recipe.slides),
+        "tune must be full or lora, and lora needs start_from": recipe.tune not in ("full", "lora")
+        or (recipe.tune == "lora" and recipe.start_from is None),
+        f"tile must be a multiple of 512 px and hold a crop, got {side}": side is not None
+        and (side % 512 != 0 or side < recipe.crop),
+        "markers must have different names": len(set(map(canonical, recipe.markers))) != len(recipe.markers),
+        "steps, batch and lora_rank must be at least 1": min(recipe.steps, recipe.batch, recipe.lora_rank) < 1,
+    }
+    for text, is_wrong in problems.items():
+        if is_wrong:
+            raise UsageError(f"{path}: {text}")

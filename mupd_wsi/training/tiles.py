@@ -75,14 +75,22 @@ def list_tiles(folder: Path, split: str) -> tuple[TilePlace, ...]:
     return places
 
 
-def load_tiles(folder: Path, split: str, markers: tuple[str, ...]) -> PairedTiles:
-    """Decode all tiles of a split.
+def load_tiles(folder: Path, split: str, markers: tuple[str, ...], most: int | None = None) -> PairedTiles:
+    """Decode the tiles of a split.
+
+    Args:
+        folder: with ``tiles.csv``.
+        split: which.
+        markers: channels, in this order.
+        most: tiles to take, spread evenly; None takes all.
 
     Raises:
         UsageError: as :func:`list_tiles`.
         SlideError: a tile's file is missing or no image.
     """
     places = list_tiles(folder, split)
+    if most is not None:
+        places = tuple(places[i] for i in np.unique(np.linspace(0, len(places) - 1, most).astype(int)))
     he = np.stack([_decode(folder, "HE", place, cv2.IMREAD_COLOR_RGB) for place in places])
     planes = np.empty((len(places), len(markers), *he.shape[1:3]), np.uint8)
     for i, place in enumerate(places):

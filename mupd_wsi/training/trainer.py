@@ -20,18 +20,20 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mupd_wsi.errors import UsageError
-from mupd_wsi.model.bundle import read_info, read_weights
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import interpolate
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.stainer import computes_in_bf16
 from mupd_wsi.model.transform import TargetTransform
+from mupd_wsi.training.adapters import add_adapters
 from mupd_wsi.training.augment import jitter_stains
 from mupd_wsi.training.fitting import fit_transform
 from mupd_wsi.training.objective import Objective
-from mupd_wsi.training.recipe import Recipe
+from mupd_wsi.training.recipe import CHECKPOINT, Recipe
 from mupd_wsi.training.replicas import Replicas
-from mupd_wsi.training.tiles import CropSampler, PairedTiles, load_tiles
+from mupd_wsi.training.sources import PairSource, open_pairs
+from mupd_wsi.training.starting import starting_weights
+from mupd_wsi.training.tiles import CropSampler
 
 UNCONDITIONAL_SHARE = 0.1  # of the generative batches: the paper's condition dropout, so that guidance works
 CHECKPOINT_SECONDS = 300.0
@@ -87,34 +89,49 @@ class Trainer:
     Args:
         recipe: what to train.
         run_folder: for checkpoints and the log.
-        threads: CPU threads, each with a share of every batch; a divisor of the batch.
+        threads: CPU threads, each with a share of every batch; a divisor of the batch. A GPU takes batches whole.
+        device: "cpu", "cuda" or "cuda:N".
+        pairs: where the tiles come from; None opens what the recipe names.
     """
 
-    def __init__(self, recipe: Recipe, run_folder: Path, threads: int = 1) -> None:
-        self.recipe, self.folder = recipe, run_folder
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_folder: Path,
+        threads: int = 1,
+        device: str = "cpu",
+        pairs: PairSource | None = None,
+    ) -> None:
+        self.recipe, self.folder, self.device = recipe, run_folder, device
         run_folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
-        self.train_tiles = load_tiles(recipe.data, "train", recipe.markers)
+        self.pairs = pairs or open_pairs(recipe, run_folder / "tiles")
+        self.train_tiles = self.pairs.tiles("train")
         self.transform: TargetTransform = fit_transform(self.train_tiles.markers, self.train_tiles.patch_tissue)
         self.network = MuPDNetwork(recipe.network_config)
         if recipe.start_from:
-            self.network.load_state_dict(starting_weights(recipe, recipe.start_from))
+            started = starting_weights(recipe, recipe.start_from, self.transform)
+            self.network.load_state_dict(self.network.state_dict() | started)
+        if recipe.tune == "lora":
+            add_adapters(self.network, recipe.lora_rank)
+        self.network.to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(_parameter_groups(self.network, recipe.weight_decay), betas=(0.9, 0.98))
         self.noise = torch.Generator().manual_seed(recipe.seed + 1)
         self.step = 0
-        self.objective = self._objective()
-        self.replicas = Replicas(self.network, threads)
-        self._dev_crops = _fixed_dev_crops(recipe)
+        self.objective = self._objective().to(device)
+        self.replicas = Replicas(self.network, threads if device == "cpu" else 1)
+        self.dev_crops = _fixed_dev_crops(recipe, self.pairs)
 
     def run(self, report: Callable[[TrainingProgress], None]) -> None:
         """Train to the end, reporting every ten steps and at every look at the dev split."""
-        loss_mean, pace_mean, saved = math.nan, math.nan, time.monotonic()
-        for crops in _prefetched(self._batches()):
+        loss_sum, pace_mean, saved = 0.0, math.nan, time.monotonic()
+        for done, crops in enumerate(_prefetched(self._batches()), start=1):
             started = time.monotonic()
             loss = self._optimise(crops)
             pace = time.monotonic() - started
-            loss_mean = loss if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss
+            loss_sum = 0.98 * loss_sum + 0.02 * loss
+            loss_mean = loss_sum / (1 - 0.98**done)  # so that the first steps weigh no more than the others
             pace_mean = pace if math.isnan(pace_mean) else 0.95 * pace_mean + 0.05 * pace
             looked = self.step % self.recipe.validate_every == 0 or self.step == self.recipe.steps
             if looked or self.step % 10 == 0:
@@ -127,9 +144,11 @@ class Trainer:
                 saved = time.monotonic()
 
     def _batches(self) -> Iterator[list[Crops]]:
-        rng = np.random.default_rng([self.recipe.seed, self.step])
+        rng = np.random.default_rng(self.recipe.seed)
         sampler = CropSampler(self.train_tiles, self.recipe.crop, self.recipe.positive_share, rng)
-        for _ in range(self.step, self.recipe.steps):
+        for step in range(self.step, self.recipe.steps):
+            # One generator a step: a run that was stopped goes on with the crops that it would have drawn.
+            sampler.rng = np.random.default_rng([self.recipe.seed, step])
             yield [sampler.draw() for _ in range(self.recipe.batch)]
 
     def _objective(self, crops: int = 256) -> Objective:
@@ -142,7 +161,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
         rgb, x0 = self._tensors(crops)
-        features = image_features(jitter_stains(rgb, self.recipe.color_jitter, self.noise))
+        features = image_features(jitter_stains(rgb, self.recipe.color_jitter, self.noise)).to(self.device)
+        x0 = x0.to(self.device)
         shares = zip(features.chunk(len(self.replicas)), x0.chunk(len(self.replicas)), strict=True)
         examples = [self._example(*share) for share in shares]
         self.optimiser.zero_grad(set_to_none=True)
@@ -161,16 +181,16 @@ class Trainer:
         generative = self.step >= self.recipe.generative_from * self.recipe.steps
         split = len(x0) - (round(self.recipe.generative_share * len(x0)) if generative else 0)
         rest = x0[split:]
-        t = torch.rand(len(rest), generator=self.noise)
-        noisy = interpolate(rest, torch.randn(rest.shape, generator=self.noise), t)
+        t = torch.rand(len(rest), generator=self.noise).to(self.device)
+        noisy = interpolate(rest, torch.randn(rest.shape, generator=self.noise).to(self.device), t)
         conditional = float(torch.rand((), generator=self.noise)) >= UNCONDITIONAL_SHARE
         return Example(features, x0, t, noisy, split, conditional)
 
     def _loss(self, network: MuPDNetwork, example: Example) -> Tensor:
         """Errors of x0 at the read-out and at random flow times, by the number of their crops."""
         split, count = example.split, len(example.x0)
-        with _autocast():
-            predicted = network(example.features[:split], torch.ones(split))
+        with autocast(self.device):
+            predicted = network(example.features[:split], torch.ones(split, device=self.device))
             error = self.objective.readout(predicted, example.x0[:split])
             if split == count:
                 return error
@@ -187,15 +207,19 @@ class Trainer:
     @torch.inference_mode()
     def dev_pearson(self) -> NDArray[np.float64]:
         """Pixel Pearson between real and read-out intensities on the fixed dev crops, one a marker."""
-        predicted = []
-        for crop in self._dev_crops:
-            rgb, _ = self._tensors([crop])
-            with _autocast():
-                x0 = self.average(image_features(rgb), torch.ones(1))
-            predicted.append(self.transform.roots(x0.float()).square()[0].flatten(1).numpy())
-        real = np.concatenate([m.reshape(len(m), -1) for _, m in self._dev_crops], axis=1).astype(np.float32)
+        predicted = [self.read_out(crop).reshape(len(self.recipe.markers), -1) for crop in self.dev_crops]
+        real = np.concatenate([m.reshape(len(m), -1) for _, m in self.dev_crops], axis=1).astype(np.float32)
         virtual = np.concatenate(predicted, axis=1)
-        return np.array([np.corrcoef(r, v)[0, 1] for r, v in zip(real, virtual, strict=True)])
+        with np.errstate(invalid="ignore", divide="ignore"):  # a marker may be absent from all of them
+            return np.array([np.corrcoef(r, v)[0, 1] for r, v in zip(real, virtual, strict=True)])
+
+    @torch.inference_mode()
+    def read_out(self, crop: Crops) -> NDArray[np.float32]:
+        """Intensities that the averaged weights read out of a crop, (C, crop, crop), not calibrated."""
+        rgb, _ = self._tensors([crop])
+        with autocast(self.device):
+            x0 = self.average(image_features(rgb).to(self.device), torch.ones(1, device=self.device))
+        return np.asarray(self.transform.roots(x0.float()).square()[0].cpu().numpy())
 
     def save(self) -> None:
         """Write the checkpoint, atomically."""
@@ -207,20 +231,27 @@ class Trainer:
             "noise": self.noise.get_state(),
             "transform": asdict(self.transform),
         }
-        part = self.folder / "checkpoint.pt.part"
+        part = self.folder / f"{CHECKPOINT}.part"
         torch.save(state, part)
-        part.replace(self.folder / "checkpoint.pt")
+        part.replace(self.folder / CHECKPOINT)
 
     def resume(self) -> None:
-        """Go on from the folder's checkpoint, where there is one."""
-        path = self.folder / "checkpoint.pt"
+        """Go on from the folder's checkpoint, where there is one.
+
+        Raises:
+            UsageError: it is of another network.
+        """
+        path = self.folder / CHECKPOINT
         if not path.is_file():
             return
-        state = torch.load(path, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.noise.set_state(state["noise"])
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{path} is of another network or other markers; name another --run folder") from error
+        self.noise.set_state(state["noise"].cpu())
         self.step = state["step"]
 
     def _log(self, progress: TrainingProgress) -> None:
@@ -233,9 +264,9 @@ class Trainer:
             writer.writerow(asdict(progress))
 
 
-def _autocast() -> torch.autocast:
-    """bf16 where the processor computes in it; elsewhere it is emulated, at half of the speed of fp32."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=computes_in_bf16("cpu"))
+def autocast(device: str) -> torch.autocast:
+    """bf16 where the device computes in it; elsewhere it is emulated, at half of the speed of fp32."""
+    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=computes_in_bf16(device))
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -246,28 +277,15 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def starting_weights(recipe: Recipe, bundle: Path) -> dict[str, Tensor]:
-    """The weights of a bundle, for a run to begin with.
-
-    Raises:
-        BundleError: there is no such bundle, or it is damaged.
-        UsageError: its network has another shape, or its markers are others.
-    """
-    info = read_info(bundle)
-    if info.network != recipe.network_config or info.panel.names != recipe.markers:
-        raise UsageError(f"{recipe.name} cannot start from {info.name}: its network or its markers are others")
-    return {name: weight.float() for name, weight in read_weights(bundle, info).items()}
-
-
 def _parameter_groups(network: MuPDNetwork, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in network.parameters() if p.ndim >= 2]
-    vectors = [p for p in network.parameters() if p.ndim < 2]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def _fixed_dev_crops(recipe: Recipe, count: int = 40) -> list[Crops]:
-    tiles: PairedTiles = load_tiles(recipe.data, "dev", recipe.markers)
-    sampler = CropSampler(tiles, recipe.crop, 0.3, np.random.default_rng(0))
+def _fixed_dev_crops(recipe: Recipe, pairs: PairSource, count: int = 40) -> list[Crops]:
+    sampler = CropSampler(pairs.tiles("dev"), recipe.crop, 0.3, np.random.default_rng(0))
     return [sampler.draw() for _ in range(count)]
 
 

@@ -14,7 +14,9 @@ VERBS = sorted(app.commands)
 
 
 def test_the_verbs_are_the_documented_ones() -> None:
-    assert VERBS == ["batch", "doctor", "info", "models", "slurm", "stain", "status", "validate"]
+    assert VERBS == [
+        "batch", "doctor", "evaluate", "info", "models", "slurm", "stain", "status", "train", "validate",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("statement", ["import mupd_wsi", "from mupd_wsi.cli.app import run; run(['--help'])"])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from mupd_wsi.errors import BundleError
-from mupd_wsi.model.bundle import find_bundle, read_info
+from mupd_wsi.model import SampleOptions, load_model
+from mupd_wsi.model.bundle import find_bundle, read_info, read_weights, write_bundle
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.guidance import guided
 from mupd_wsi.model.network import MuPDNetwork, parameter_count
 
 SMALL = NetworkConfig(
@@ -149,3 +152,40 @@ def test_config_survives_json_and_refuses_unknown_fields():
         NetworkConfig.from_json(SMALL.as_json() | {"wings": 2})
     with pytest.raises(BundleError, match="incomplete"):
         NetworkConfig.from_json({})
+
+
+def test_bf16_agrees_with_fp32_on_the_shipped_weights():
+    stainers = [load_model("mupd-mini", device="cpu", precision=p) for p in ("fp32", "bf16")]
+    rng = np.random.default_rng(0)
+    tile = np.repeat(np.repeat(rng.integers(90, 240, (1, 32, 32, 3), np.uint8), 8, axis=1), 8, axis=2)
+    exact, rough = (s.stain(tile, [(0, 0)], SampleOptions()) for s in stainers)
+    for stainer in stainers:
+        stainer.close()
+    difference = np.sqrt(np.square(exact - rough).mean(axis=(0, 2, 3)))
+    assert (difference < 0.1 * exact.std(axis=(0, 2, 3)) + 0.05).all()
+
+
+def test_bundle_keeps_weights_and_hash(tmp_path):
+    info = read_info(find_bundle("mupd-mini"))
+    weights = read_weights(find_bundle("mupd-mini"), info)
+    hashes = {write_bundle(tmp_path / str(i), info, weights).weights_sha256 for i in range(8)}
+    assert len(hashes) == 1
+    written = read_info(tmp_path / "0")
+    assert replace(written, weights_sha256="") == replace(info, weights_sha256="")
+    again = read_weights(tmp_path / "0", written)
+    assert set(again) == set(weights)
+    assert all((again[name] == weights[name]).all() for name in weights)
+
+
+def test_guidance_leans_on_the_image(network, conditions):
+    """Classifier-free guidance with the H&E as the condition: between and beyond the two predictions."""
+    network.time.float()
+    x, t = conditions["noisy"], torch.full((2,), 0.5)
+    with_, without = network(conditions["image"], t, x), network(None, t, x)
+
+    def predict(scale):
+        return guided(lambda x, t: network(conditions["image"], t, x), lambda x, t: network(None, t, x), scale)(x, t)
+
+    torch.testing.assert_close(predict(1.0), with_, rtol=0, atol=0)
+    torch.testing.assert_close(predict(0.0), without)
+    torch.testing.assert_close(predict(2.5), without + 2.5 * (with_ - without))

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from pairs import recipe_values
 
 MARKERS = ("Hoechst", "CD8a", "Pan-CK")
 TILE = 512
@@ -46,29 +47,7 @@ def paired_folder(tmp_path_factory):
 @pytest.fixture
 def recipe_file(paired_folder, tmp_path):
     def write(**changes):
-        values = {
-            "name": "tiny",
-            "data": str(paired_folder),
-            "mpp": 1.3,
-            "markers": list(MARKERS),
-            "network": {
-                "stage_widths": [16, 24],
-                "stage_depths": [1, 1],
-                "trunk_width": 32,
-                "trunk_depth": 1,
-                "trunk_heads": 2,
-                "kernel": 3,
-                "context_width": 16,
-            },
-            "steps": 60,
-            "batch": 4,
-            "crop": 128,
-            "learning_rate": 0.004,
-            "warmup": 5,
-            "ema_decay": 0.9,
-            "validate_every": 30,
-            "seed": 1,
-        } | changes
+        values = recipe_values(paired_folder, **changes)
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(values))
         return path
