@@ -91,6 +91,8 @@ def _read_tiff(path: Path) -> tuple[str, NDArray[np.uint8], RawMpp | None]:
             page = tiff.pages[0].aspage()
             if page.imagewidth * page.imagelength > MAX_FLAT_PIXELS:
                 raise _too_large(path)
+            if page.nbytes > 4 * MAX_FLAT_PIXELS:
+                raise SlideError(f"{path.name} claims {page.nbytes} bytes of pixels; convert it to 8-bit RGB")
             end = max((o + c for o, c in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
             if not 0 < end <= path.stat().st_size:
                 raise SlideError(f"{path.name} is truncated: its pixels reach to byte {end}; copy it again")

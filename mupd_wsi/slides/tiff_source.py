@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mupd_wsi.errors import SlideError, SlideLostError
 from mupd_wsi.slides import pixelsize
+from mupd_wsi.slides.guards import MAX_TILE_AREA
 from mupd_wsi.slides.source import RawMpp, SourceFacts
 from mupd_wsi.slides.tiff_layout import LayoutError, Plane, read_levels, require_complete
 
@@ -90,6 +91,9 @@ class TiffSource:
             raise SlideLostError(f"{place} cannot be read any more ({error.strerror}); see to its disk") from error
         if len(data) < count or (plane.is_jpeg and not _is_whole_jpeg(data)):
             raise SlideError(f"{place} is damaged (bytes {offset} to {offset + count}); fetch the slide again")
+        claimed = plane.claimed(data) if plane.claimed is not None else None
+        if claimed is not None and claimed[0] * claimed[1] > MAX_TILE_AREA:
+            raise SlideError(f"{place} claims {claimed[0]} x {claimed[1]} px; fetch the slide again")
         try:
             pixels, _, _ = plane.decode(data, index + plane.first_index, jpegtables=plane.jpegtables)
         except (RuntimeError, ValueError) as error:  # what every codec's own error inherits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,15 +11,48 @@ import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
 
 from mupd_wsi.errors import SlideError, SlideLostError
 from mupd_wsi.geometry import Size
+from mupd_wsi.slides.guards import MAX_CHUNK_BYTES, require_chunk_fits, require_sane
 from mupd_wsi.slides.pixelsize import um_per_unit
 from mupd_wsi.slides.source import RawMpp, SourceFacts, TileLevel
 
+METADATA: Final = {"zarr.json", ".zattrs", ".zarray", ".zgroup", ".zmetadata"}
 _MIN_BLOCK: Final = 256
 _MAX_BLOCK: Final = 2048
 _USUAL_BLOCK: Final = 512
+
+
+class GuardedStore(WrapperStore[Store]):
+    """A store that hands out no chunk that unpacks to more than a chunk has.
+
+    Where a whole shard is read at once, its first chunk alone is looked at.
+
+    Attributes:
+        most: bytes of a chunk, unpacked; None while the metadata are read.
+    """
+
+    most: int | None = None
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """See :class:`zarr.abc.store.Store`.
+
+        Raises:
+            ValueError: the chunk is a trap.
+        """
+        content = await super().get(key, prototype, byte_range)
+        if content is not None and self.most is not None and key.rsplit("/", 1)[-1] not in METADATA:
+            require_chunk_fits(content.to_bytes(), self.most)
+        return content
+
+
+def _chunk_bytes(array: Any) -> int:
+    count: int = math.prod(array.chunks) * array.dtype.itemsize
+    return count
 
 
 class ZarrSource:
@@ -39,7 +73,8 @@ class ZarrSource:
         """
         self._path = path
         try:
-            group = zarr.open_group(path, mode="r")
+            store = GuardedStore(LocalStore(path, read_only=True))
+            group = zarr.open_group(store, mode="r")
             attributes: dict[str, Any] = dict(group.attrs)
             ome = attributes.get("ome", attributes)
             scales = ome["multiscales"][0]
@@ -52,6 +87,12 @@ class ZarrSource:
                 "give the folder that holds the 'multiscales' metadata"
             ) from error
         self._require_rgb()
+        store.most = max(_chunk_bytes(array) for array in self._arrays)
+        for array in self._arrays:
+            sizes = dict(zip(self._axes, array.shape, strict=True))
+            require_sane(path.name, sizes["x"], sizes["y"], _USUAL_BLOCK, _USUAL_BLOCK)
+        if store.most > MAX_CHUNK_BYTES:
+            raise SlideError(f"{path.name} claims chunks of {store.most} bytes: it is damaged or a trap")
         self.facts = SourceFacts("OME-Zarr", tuple(self._level(array) for array in self._arrays), raw_mpp)
 
     def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
