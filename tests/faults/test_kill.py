@@ -27,7 +27,7 @@ TILES = 6 * 8
 WORK = ".o.mupd-part"
 #: How many kills a stage gets: 20 in all for each format, and those of the quick set.
 KILLS = [(stage, number) for stage in STAGES for number in range(3)][:-1]
-QUICK = [("staining", 0), ("keeping", 1), ("pyramid", 0), ("rename", 0), ("rename", 2)]
+QUICK = [("keeping", 1), ("pyramid", 0), ("rename", 2)]
 
 
 def killable(folder: Path, name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
