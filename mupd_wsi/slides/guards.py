@@ -19,7 +19,11 @@ MAX_CHUNK_BYTES: Final = 2**28
 #: Tiles of all levels of one slide.
 MAX_TILES: Final = 2**25
 
+#: What parsers of damaged files raise, besides errors of their own: numbers that are none, too large, or out of place.
+DAMAGE: Final = (struct.error, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, RuntimeError)
+
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_BLOSC_VERSION: Final = 2
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
@@ -93,7 +97,7 @@ def require_chunk_fits(data: bytes, most: int) -> None:
         fits = _unpacks_within(data, most, zlib.MAX_WBITS | 16)
     elif len(data) >= 2 and data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0:
         fits = _unpacks_within(data, most, zlib.MAX_WBITS)
-    elif len(data) >= 16 and struct.unpack("<I", data[12:16])[0] == len(data):  # blosc says its own length
+    elif len(data) >= 16 and data[0] == _BLOSC_VERSION and len(data) != most:
         fits = struct.unpack("<I", data[4:8])[0] <= most
     else:
         fits = True

@@ -95,6 +95,8 @@ def require_complete(levels: Iterable[TiffLevel], path: Path) -> None:
             if not len(plane.offsets) == len(plane.counts) == tiles:
                 listed = min(len(plane.offsets), len(plane.counts))
                 raise SlideError(f"{path.name} is truncated: its index lists {listed} of {tiles} tiles; copy it again")
+            if min(plane.offsets.min(), plane.counts.min()) < 0:
+                raise SlideError(f"{path.name} is damaged: its index lists tiles before its beginning; copy it again")
             end = int((plane.offsets + plane.counts).max())
             if end > length:
                 raise SlideError(f"{path.name} is truncated: its pixels reach to byte {end} of {length}; copy it again")
@@ -128,6 +130,8 @@ def require_whole_index(path: Path) -> None:
 def _next_ifd(stream: BinaryIO, offset: int, order: str, is_big: bool) -> int | None:
     """The pointer at the end of one page table, or None if the file ends before it."""
     count_format, pointer_format, entry = (order + "Q", order + "Q", 20) if is_big else (order + "H", order + "I", 12)
+    if offset > os.fstat(stream.fileno()).st_size:  # systems refuse to look as far as a damaged file may say
+        return None
     stream.seek(offset)
     raw = stream.read(struct.calcsize(count_format))
     if len(raw) < struct.calcsize(count_format):

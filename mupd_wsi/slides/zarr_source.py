@@ -17,7 +17,7 @@ from zarr.storage import LocalStore, WrapperStore
 
 from mupd_wsi.errors import SlideError, SlideLostError
 from mupd_wsi.geometry import Size
-from mupd_wsi.slides.guards import MAX_CHUNK_BYTES, require_chunk_fits, require_sane
+from mupd_wsi.slides.guards import DAMAGE, MAX_CHUNK_BYTES, require_chunk_fits, require_sane
 from mupd_wsi.slides.pixelsize import um_per_unit
 from mupd_wsi.slides.source import RawMpp, SourceFacts, TileLevel
 
@@ -81,19 +81,20 @@ class ZarrSource:
             self._axes = tuple(str(axis["name"]) for axis in scales["axes"])
             self._arrays: list[Any] = [group[dataset["path"]] for dataset in scales["datasets"]]
             raw_mpp = _raw_mpp(scales, self._axes)
-        except (OSError, KeyError, IndexError, TypeError, ValueError, zarr.errors.BaseZarrError) as error:
+            self._require_rgb()
+            self.facts = SourceFacts("OME-Zarr", tuple(self._level(array) for array in self._arrays), raw_mpp)
+            store.most = max(_chunk_bytes(array) for array in self._arrays)
+        except SlideError:
+            raise
+        except (OSError, *DAMAGE, zarr.errors.BaseZarrError) as error:
             raise SlideError(
                 f"{path.name} is a folder but not an OME-Zarr image ({type(error).__name__}: {error}); "
                 "give the folder that holds the 'multiscales' metadata"
             ) from error
-        self._require_rgb()
-        store.most = max(_chunk_bytes(array) for array in self._arrays)
-        for array in self._arrays:
-            sizes = dict(zip(self._axes, array.shape, strict=True))
-            require_sane(path.name, sizes["x"], sizes["y"], _USUAL_BLOCK, _USUAL_BLOCK)
+        for level in self.facts.levels:
+            require_sane(path.name, level.size.width, level.size.height, level.tile.width, level.tile.height)
         if store.most > MAX_CHUNK_BYTES:
             raise SlideError(f"{path.name} claims chunks of {store.most} bytes: it is damaged or a trap")
-        self.facts = SourceFacts("OME-Zarr", tuple(self._level(array) for array in self._arrays), raw_mpp)
 
     def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
         """Decode one block; see :class:`~mupd_wsi.slides.source.PixelSource`."""
@@ -107,7 +108,7 @@ class ZarrSource:
             raise SlideLostError(
                 f"{self._path} cannot be read any more ({error.strerror or error}); see to its disk or network"
             ) from error
-        except (KeyError, ValueError, RuntimeError) as error:
+        except DAMAGE as error:
             raise SlideError(
                 f"{self._path.name}: block {column},{row} of level {level} cannot be decoded "
                 f"({' '.join(str(error).split())[:200]}); fetch the slide again"
