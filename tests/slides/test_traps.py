@@ -1,4 +1,4 @@
-"""Files that are made to harm: small ones that claim or unpack to more than a memory holds, and ways out of a folder."""
+"""Files made to harm: small ones that claim or unpack to more than a memory holds, and ways out of a folder."""
 
 from __future__ import annotations
 
