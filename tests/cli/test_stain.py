@@ -137,17 +137,19 @@ def test_ctrl_c_leaves_nothing(cmu_slide: Path, here: Path) -> None:
 
 def test_a_second_run_leaves_and_a_stopped_one_goes_on(cmu_slide: Path, here: Path) -> None:
     command = [sys.executable, "-m", "mupd_wsi", "stain", str(cmu_slide), "--target", "all", "-o", "o.ome.tiff"]
-    command += ["--readout", "sample", "--steps", "3", "--batch-size", "1"]
+    command += ["--batch-size", "1"]
     process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
     log = here / ".o.mupd-part" / "tiles.log"
     while process.poll() is None and not (log.exists() and log.stat().st_size > 10_000):
-        time.sleep(0.01)
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)  # it must not end before the second one has looked
     second = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert second.returncode == 3
     shown = f"mupd-wsi: error: another process is already working on o.ome.tiff (process {process.pid} on "
     assert second.stderr.startswith(shown)
     assert second.stderr.count("\n") == 1
     process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGCONT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "mupd-wsi: stopped; the same command goes on where it was" in said
