@@ -48,7 +48,7 @@ def test_each_option_has_a_help_text(verb: str) -> None:
 def test_each_make_target_is_listed_by_help() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     listed = set(re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.M))
-    assert {"help", "install", "demo", "test", "bench", "weights", "weights-check", "clean"} <= listed
+    assert {"help", "install", "demo", "test", "test-faults", "bench", "weights", "weights-check", "clean"} <= listed
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions/README.md"])

@@ -117,9 +117,9 @@ def _acquire(folder: Path, output: Path) -> FileLock:
 
 def _release(lock: FileLock, folder: Path) -> None:
     """Delete the folder where only the lock is left in it, while it is held: filelock sees that its file is gone."""
-    if [part.name for part in folder.iterdir()] == [LOCK] and os.name == "posix":
-        (folder / LOCK).unlink()
-        with suppress(OSError):  # another process waits there already
+    with suppress(OSError):  # another process is there already
+        if os.name == "posix" and [part.name for part in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
             folder.rmdir()
     lock.release()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from mupd_wsi.errors import SlideError
 from mupd_wsi.geometry import Size
 from mupd_wsi.slides import pixelsize
+from mupd_wsi.slides.guards import DAMAGE
 from mupd_wsi.slides.source import RawMpp, SourceFacts, TileLevel, on_white
 from mupd_wsi.slides.tiff_source import flat_tiff_mpp
 
@@ -80,7 +80,7 @@ def _read_picture(path: Path) -> tuple[str, NDArray[np.uint8], RawMpp | None]:
         raise SlideError(f"{path.name} is not an image in any format known here; give a slide file") from error
     except SlideError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reports damage by any of the three
+    except (OSError, SyntaxError, *DAMAGE) as error:  # Pillow reports damage by any of these
         raise SlideError(f"{path.name} is damaged or cut short ({error}); fetch it again") from error
 
 
@@ -91,12 +91,16 @@ def _read_tiff(path: Path) -> tuple[str, NDArray[np.uint8], RawMpp | None]:
             page = tiff.pages[0].aspage()
             if page.imagewidth * page.imagelength > MAX_FLAT_PIXELS:
                 raise _too_large(path)
+            if page.nbytes > 4 * MAX_FLAT_PIXELS:
+                raise SlideError(f"{path.name} claims {page.nbytes} bytes of pixels; convert it to 8-bit RGB")
             end = max((o + c for o, c in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
             if not 0 < end <= path.stat().st_size:
                 raise SlideError(f"{path.name} is truncated: its pixels reach to byte {end}; copy it again")
             pixels, axes = page.asarray(), page.axes
             raw = flat_tiff_mpp(page)
-    except (tifffile.TiffFileError, struct.error, IndexError, ValueError, RuntimeError, KeyError) as error:
+    except SlideError:
+        raise
+    except (tifffile.TiffFileError, *DAMAGE, OSError) as error:
         raise SlideError(f"{path.name} is not a TIFF that can be read ({error}); is it whole?") from error
     if pixels.dtype != np.uint8 or axes not in {"YX", "YXS", "SYX"}:
         raise SlideError(f"{path.name} holds {pixels.dtype} pixels ({axes}); convert it to 8-bit RGB")
@@ -109,6 +113,8 @@ def _as_rgb(pixels: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
     """Grey, RGB or RGBA as RGB (h, w, 3)."""
     if pixels.ndim == 2:
         return np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.ndim != 3:
+        raise SlideError(f"{path.name} is damaged: its pixels have {pixels.ndim} dimension(s); fetch it again")
     if pixels.shape[2] == 4:
         return on_white(pixels)
     if pixels.shape[2] != 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -63,10 +64,11 @@ class OpenSlideSource:
         """
         self._path = path
         self._slide = self._opened()
-        vendor = self._slide.properties.get("openslide.vendor", "")
+        properties = _properties(self._slide)
+        vendor = properties.get("openslide.vendor", "")
         name = "Hamamatsu NDPI" if path.suffix.lower() == ".ndpi" else _FORMATS.get(vendor, f"OpenSlide {vendor}")
         levels = tuple(TileLevel(Size(w, h), Size(_BLOCK, _BLOCK)) for w, h in self._slide.level_dimensions)
-        self.facts = SourceFacts(name, levels, *pixelsize.from_openslide(dict(self._slide.properties)))
+        self.facts = SourceFacts(name, levels, *pixelsize.from_openslide(properties))
 
     def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
         """Read one block; see :class:`~mupd_wsi.slides.source.PixelSource`."""
@@ -103,3 +105,12 @@ class OpenSlideSource:
     def close(self) -> None:
         """Release the file. Safe to call twice."""
         self._slide.close()
+
+
+def _properties(slide: openslide.OpenSlide) -> dict[str, str]:
+    """All properties that have a value; damaged files list some that have none."""
+    values: dict[str, str] = {}
+    for name in slide.properties:
+        with suppress(KeyError):
+            values[name] = slide.properties[name]
+    return values

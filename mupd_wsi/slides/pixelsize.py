@@ -7,6 +7,7 @@ import re
 from typing import Final
 from xml.etree import ElementTree
 
+from mupd_wsi.slides.guards import has_entities
 from mupd_wsi.slides.source import RawMpp
 
 #: um in one unit: OME-XML's symbols (schema 2016-06, UnitsLength) and UDUNITS-2 names (OME-NGFF).
@@ -51,7 +52,10 @@ def from_aperio(description: str) -> tuple[RawMpp | None, float | None]:
 
 
 def from_ome_xml(xml: str) -> tuple[RawMpp | None, float | None]:
-    """um/px and magnification of the first image of an OME-XML document; (None, None) if it cannot be parsed."""
+    """um/px and magnification of the first image of an OME-XML document; (None, None) if it cannot be parsed, or
+    defines entities."""
+    if has_entities(xml):
+        return None, None
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:

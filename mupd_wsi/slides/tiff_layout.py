@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from mupd_wsi.errors import SlideError
 from mupd_wsi.geometry import Size
+from mupd_wsi.slides.guards import has_entities, jpeg2000_size, jpeg_size, require_sane
 from mupd_wsi.slides.source import TileLevel
 
 _RGB: Final = 2
 _YCBCR: Final = 6
 _GREY: Final = 1
 _JPEG: Final = 7
+_JPEG2000: Final = {33003, 33005, 34712}
 #: None, LZW, JPEG, Adobe deflate, PackBits, deflate, Aperio JPEG 2000 (YCbCr, RGB), JPEG 2000, zstd, WebP, JPEG XL.
 _COMPRESSIONS: Final = {1, 5, 7, 8, 32773, 32946, 33003, 33005, 34712, 50000, 50001, 50002}
 
@@ -43,6 +45,7 @@ class Plane:
         counts: int64 (tiles,), its bytes; 0 is a tile that was never written.
         first_index: index of the plane's first tile among the tiles of its page.
         is_jpeg: whether the tiles are JPEG streams.
+        claimed: reads the size that a tile's own header claims, where it has one.
     """
 
     decode: Callable[..., Any]
@@ -51,6 +54,7 @@ class Plane:
     counts: NDArray[np.int64]
     first_index: int
     is_jpeg: bool
+    claimed: Callable[[bytes], tuple[int, int] | None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ def read_levels(tiff: tifffile.TiffFile) -> tuple[TiffLevel, ...]:
         LayoutError: tiled 8-bit RGB is not what the file holds; the message says what it does hold.
         SlideError: many fluorescence channels, which cannot be shown as H&E.
     """
+    if tiff.is_ome and has_entities(tiff.ome_metadata or ""):
+        raise SlideError(f"{tiff.filename} has OME-XML that defines entities, which none needs: it is a trap")
     groups = _ome_pages(tiff) if tiff.is_ome else _plain_pages(tiff)
     levels = [_level(pages) for pages in groups]
     levels.sort(key=lambda level: -level.grid.size.area)
@@ -89,6 +95,8 @@ def require_complete(levels: Iterable[TiffLevel], path: Path) -> None:
             if not len(plane.offsets) == len(plane.counts) == tiles:
                 listed = min(len(plane.offsets), len(plane.counts))
                 raise SlideError(f"{path.name} is truncated: its index lists {listed} of {tiles} tiles; copy it again")
+            if min(plane.offsets.min(), plane.counts.min()) < 0:
+                raise SlideError(f"{path.name} is damaged: its index lists tiles before its beginning; copy it again")
             end = int((plane.offsets + plane.counts).max())
             if end > length:
                 raise SlideError(f"{path.name} is truncated: its pixels reach to byte {end} of {length}; copy it again")
@@ -122,6 +130,8 @@ def require_whole_index(path: Path) -> None:
 def _next_ifd(stream: BinaryIO, offset: int, order: str, is_big: bool) -> int | None:
     """The pointer at the end of one page table, or None if the file ends before it."""
     count_format, pointer_format, entry = (order + "Q", order + "Q", 20) if is_big else (order + "H", order + "I", 12)
+    if offset > os.fstat(stream.fileno()).st_size:  # systems refuse to look as far as a damaged file may say
+        return None
     stream.seek(offset)
     raw = stream.read(struct.calcsize(count_format))
     if len(raw) < struct.calcsize(count_format):
@@ -168,6 +178,7 @@ def _level(pages: tuple[Any, ...]) -> TiffLevel:
         if problem := _problem(page):
             raise LayoutError(f"the fast TIFF path does not read {problem}")
     first = pages[0]
+    require_sane(first.parent.filename, first.imagewidth, first.imagelength, first.tilewidth, first.tilelength)
     grid = TileLevel(Size(first.imagewidth, first.imagelength), Size(first.tilewidth, first.tilelength))
     if len(pages) == 1 and first.samplesperpixel == 3 and first.planarconfig == 1:
         return TiffLevel(grid, (_plane(first, 0, None),))
@@ -188,6 +199,11 @@ def _plane(page: Any, start: int, tiles: int | None) -> Plane:
         counts=np.asarray(page.databytecounts[start:stop], np.int64),
         first_index=start,
         is_jpeg=int(page.compression) == _JPEG,
+        claimed=jpeg_size
+        if int(page.compression) == _JPEG
+        else jpeg2000_size
+        if int(page.compression) in _JPEG2000
+        else None,
     )
 
 

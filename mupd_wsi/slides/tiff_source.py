@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import threading
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from mupd_wsi.errors import SlideError, SlideLostError
 from mupd_wsi.slides import pixelsize
+from mupd_wsi.slides.guards import DAMAGE, MAX_TILE_AREA
 from mupd_wsi.slides.source import RawMpp, SourceFacts
 from mupd_wsi.slides.tiff_layout import LayoutError, Plane, read_levels, require_complete
 
@@ -53,7 +53,9 @@ class TiffSource:
             with tifffile.TiffFile(path) as tiff:
                 self._levels = read_levels(tiff)
                 self.facts = _facts(tiff, self._levels_grids())
-        except (tifffile.TiffFileError, struct.error, IndexError, ValueError, TypeError, KeyError) as error:
+        except SlideError:
+            raise
+        except (tifffile.TiffFileError, *DAMAGE, OSError) as error:  # OSError: a place before the file's beginning
             raise LayoutError(f"{path.name} is not a TIFF that can be read ({_one_line(error)})") from error
         require_complete(self._levels, path)
         if self.facts.format == "Aperio SVS" and any((p.counts == 0).any() for lv in self._levels for p in lv.planes):
@@ -90,9 +92,12 @@ class TiffSource:
             raise SlideLostError(f"{place} cannot be read any more ({error.strerror}); see to its disk") from error
         if len(data) < count or (plane.is_jpeg and not _is_whole_jpeg(data)):
             raise SlideError(f"{place} is damaged (bytes {offset} to {offset + count}); fetch the slide again")
+        claimed = plane.claimed(data) if plane.claimed is not None else None
+        if claimed is not None and claimed[0] * claimed[1] > MAX_TILE_AREA:
+            raise SlideError(f"{place} claims {claimed[0]} x {claimed[1]} px; fetch the slide again")
         try:
             pixels, _, _ = plane.decode(data, index + plane.first_index, jpegtables=plane.jpegtables)
-        except (RuntimeError, ValueError) as error:  # what every codec's own error inherits
+        except DAMAGE as error:  # every codec's own error inherits one of these
             raise SlideError(f"{place} cannot be decoded ({_one_line(error)}); fetch the slide again") from error
         return cast("NDArray[np.uint8]", pixels[0])
 

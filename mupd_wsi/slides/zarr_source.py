@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,15 +11,48 @@ import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
 
 from mupd_wsi.errors import SlideError, SlideLostError
 from mupd_wsi.geometry import Size
+from mupd_wsi.slides.guards import DAMAGE, MAX_CHUNK_BYTES, require_chunk_fits, require_sane
 from mupd_wsi.slides.pixelsize import um_per_unit
 from mupd_wsi.slides.source import RawMpp, SourceFacts, TileLevel
 
+METADATA: Final = {"zarr.json", ".zattrs", ".zarray", ".zgroup", ".zmetadata"}
 _MIN_BLOCK: Final = 256
 _MAX_BLOCK: Final = 2048
 _USUAL_BLOCK: Final = 512
+
+
+class GuardedStore(WrapperStore[Store]):
+    """A store that hands out no chunk that unpacks to more than a chunk has.
+
+    Where a whole shard is read at once, its first chunk alone is looked at.
+
+    Attributes:
+        most: bytes of a chunk, unpacked; None while the metadata are read.
+    """
+
+    most: int | None = None
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """See :class:`zarr.abc.store.Store`.
+
+        Raises:
+            ValueError: the chunk is a trap.
+        """
+        content = await super().get(key, prototype, byte_range)
+        if content is not None and self.most is not None and key.rsplit("/", 1)[-1] not in METADATA:
+            require_chunk_fits(content.to_bytes(), self.most)
+        return content
+
+
+def _chunk_bytes(array: Any) -> int:
+    count: int = math.prod(array.chunks) * array.dtype.itemsize
+    return count
 
 
 class ZarrSource:
@@ -39,20 +73,28 @@ class ZarrSource:
         """
         self._path = path
         try:
-            group = zarr.open_group(path, mode="r")
+            store = GuardedStore(LocalStore(path, read_only=True))
+            group = zarr.open_group(store, mode="r")
             attributes: dict[str, Any] = dict(group.attrs)
             ome = attributes.get("ome", attributes)
             scales = ome["multiscales"][0]
             self._axes = tuple(str(axis["name"]) for axis in scales["axes"])
             self._arrays: list[Any] = [group[dataset["path"]] for dataset in scales["datasets"]]
             raw_mpp = _raw_mpp(scales, self._axes)
-        except (OSError, KeyError, IndexError, TypeError, ValueError, zarr.errors.BaseZarrError) as error:
+            self._require_rgb()
+            self.facts = SourceFacts("OME-Zarr", tuple(self._level(array) for array in self._arrays), raw_mpp)
+            store.most = max(_chunk_bytes(array) for array in self._arrays)
+        except SlideError:
+            raise
+        except (OSError, *DAMAGE, zarr.errors.BaseZarrError) as error:
             raise SlideError(
                 f"{path.name} is a folder but not an OME-Zarr image ({type(error).__name__}: {error}); "
                 "give the folder that holds the 'multiscales' metadata"
             ) from error
-        self._require_rgb()
-        self.facts = SourceFacts("OME-Zarr", tuple(self._level(array) for array in self._arrays), raw_mpp)
+        for level in self.facts.levels:
+            require_sane(path.name, level.size.width, level.size.height, level.tile.width, level.tile.height)
+        if store.most > MAX_CHUNK_BYTES:
+            raise SlideError(f"{path.name} claims chunks of {store.most} bytes: it is damaged or a trap")
 
     def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
         """Decode one block; see :class:`~mupd_wsi.slides.source.PixelSource`."""
@@ -66,7 +108,7 @@ class ZarrSource:
             raise SlideLostError(
                 f"{self._path} cannot be read any more ({error.strerror or error}); see to its disk or network"
             ) from error
-        except (KeyError, ValueError, RuntimeError) as error:
+        except DAMAGE as error:
             raise SlideError(
                 f"{self._path.name}: block {column},{row} of level {level} cannot be decoded "
                 f"({' '.join(str(error).split())[:200]}); fetch the slide again"

@@ -135,6 +135,29 @@ def test_ctrl_c_leaves_nothing(cmu_slide: Path, here: Path) -> None:
     assert [p.name for p in here.iterdir() if not p.name.startswith(".")] == []
 
 
+def test_a_second_run_leaves_and_a_stopped_one_goes_on(cmu_slide: Path, here: Path) -> None:
+    command = [sys.executable, "-m", "mupd_wsi", "stain", str(cmu_slide), "--target", "all", "-o", "o.ome.tiff"]
+    command += ["--batch-size", "1"]
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
+    log = here / ".o.mupd-part" / "tiles.log"
+    while process.poll() is None and not (log.exists() and log.stat().st_size > 10_000):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)  # it must not end before the second one has looked
+    second = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    assert second.returncode == 3
+    shown = f"mupd-wsi: error: another process is already working on o.ome.tiff (process {process.pid} on "
+    assert second.stderr.startswith(shown)
+    assert second.stderr.count("\n") == 1
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "mupd-wsi: stopped; the same command goes on where it was" in said
+    assert [path.name for path in here.iterdir()] == [".o.mupd-part"]
+    done = subprocess.run([*command, "--json"], cwd=here, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["details"]["tiles"]["resumed"] > 0
+
+
 def test_validate_says_what_is_wrong(cmu_slide: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "error" in run_here(["validate", cmu_slide], capsys, 1).out
     (here / "text.ome.tiff").write_bytes(b"no slide at all")
