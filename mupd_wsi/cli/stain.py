@@ -43,6 +43,8 @@ def stain(console: Console, /, **chosen: Any) -> None:
     targets = list(chosen.pop("targets"))
     cluster = chosen.pop("cluster")
     options = options_from(chosen)
+    if dry_run and (isinstance(slide, str) or isinstance(output, str)):
+        raise click.UsageError("--dry-run needs slide and output on this machine, not by URL.")
     if dry_run:
         plan = plan_stain(slide, targets, model=model, output=output, options=options)
         show_plan(console, plan)

@@ -32,6 +32,7 @@ def tasks_of(slides: Path, folder: Path) -> list[SlideTask]:
     return plan_tasks(entries, ["CD8"], model_facts("mupd-mini").panel, folder, OPTIONS)
 
 
+@pytest.mark.faults
 def test_two_processes_a_bad_slide_and_one_that_is_killed(tmp_path: Path) -> None:
     slides, out = make_slides(tmp_path / "in", ["a.png", "b.png", "c.png", "d.png"]), tmp_path / "out"
     (slides / "bad.png").write_bytes(b"no picture")
@@ -76,6 +77,7 @@ def batch(here: Path, *arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_batch_leaves_no_process_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     slides = tmp_path / "in"

@@ -46,6 +46,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "mupd_wsi", *map(str, arguments)]
 
 
+@pytest.mark.faults
 def test_one_slide_on_local_processes(tall: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     slide, alone = tall
     out = tmp_path / "out.ome.zarr"
@@ -93,6 +94,7 @@ def loopback(tmp_path: Path) -> Iterator[Loopback]:
     cluster.stop()
 
 
+@pytest.mark.faults
 def test_a_worker_that_is_killed_costs_its_band_only(
     tall: tuple[Path, np.ndarray], loopback: Loopback, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_worker_that_is_killed_costs_its_band_only(
     assert np.array_equal(level_0(out), alone)
 
 
+@pytest.mark.faults
 def test_a_batch_on_a_running_cluster(loopback: Loopback, tmp_path: Path) -> None:
     make_slides(tmp_path / "in", ["a.png", "b.png", "c.png"])
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")

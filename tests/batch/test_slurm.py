@@ -88,6 +88,7 @@ def test_the_tasks_share_the_slides(
     assert not (tmp_path / "asked").exists()
 
 
+@pytest.mark.faults
 def test_usr1_stops_the_task_and_has_it_requeued(
     tmp_path: Path, environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +195,7 @@ def asked(environment: dict[str, str], *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.faults
 def test_a_real_slurm_runs_stops_and_requeues_the_tasks(
     tmp_path: Path, cluster: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
