@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,8 @@ from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
 from mupd_wsi.engine.planning import plan_stain
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
+from mupd_wsi.engine.seams import SeamCheck
+from mupd_wsi.engine.staining import Stained, stained_tiles
 from mupd_wsi.geometry import Region
 from mupd_wsi.preview import PreviewCollector, PreviewText, save_preview
 from mupd_wsi.record import software, write_record
@@ -46,12 +47,6 @@ __all__ = ["Progress", "StainOptions", "StainPlan", "StainResult", "plan_stain",
 
 #: More markers than this are counted in the preview's subtitle; its legend names them all.
 MAX_NAMED_MARKERS: Final = 6
-#: Tiles and what the network made of them, float32 (tiles, channels, core, core).
-Stained = tuple[Sequence[Tile], NDArray[np.float32]]
-#: A tile and its H&E, uint8 (side, side, 3).
-ReadTile = tuple[Tile, NDArray[np.uint8]]
-#: While the last tiles of one batch are in the network, its idle threads begin with the next batch.
-BATCHES_IN_FLIGHT: Final = 2
 
 
 def stain_slide(
@@ -82,10 +77,11 @@ def stain_slide(
     watch = Stopwatch()
     with opened_job(slide, targets, model, output, options, watch) as job:
         gathered = PreviewCollector(job.grid.region, job.grid.core, job.spec.samples, job.spec.background)
-        stained = _run(job, gathered, watch, progress)
+        seams = SeamCheck(job)
+        stained = _run(job, gathered, seams, watch, progress)
         with watch.stage("preview"):
             save_preview(job.place.preview, gathered, job.read_he, job.mpp, _preview_text(job))
-        details = _details(job, options, stained, watch)
+        details = _details(job, options, stained, watch) | {"seams": seams.report().as_json()}
         write_record(job.place.record, details)
         return StainResult(
             output=job.place.output,
@@ -98,7 +94,13 @@ def stain_slide(
         )
 
 
-def _run(job: StainJob, gathered: PreviewCollector, watch: Stopwatch, progress: ProgressCallback | None) -> int:
+def _run(
+    job: StainJob,
+    gathered: PreviewCollector,
+    seams: SeamCheck,
+    watch: Stopwatch,
+    progress: ProgressCallback | None,
+) -> int:
     """Read, stain and write all tiles, overlapped; returns how many the network has seen."""
     report = progress or (lambda _: None)
     tiles = tuple(job.tiles())
@@ -107,25 +109,19 @@ def _run(job: StainJob, gathered: PreviewCollector, watch: Stopwatch, progress: 
     batch = job.stainer.batch_size
     try:
         with (
-            Background[Stained](lambda stained: _write(job, stained, writer, gathered, watch), depth=1) as behind,
+            Background[Stained](lambda tiles: _write(job, tiles, writer, gathered, seams, watch), depth=1) as behind,
             closing(
                 prefetch(_timed_read(job, watch), tiles, workers=job.workers, ahead=2 * batch + job.workers)
             ) as read,
-            closing(
-                prefetch(
-                    _timed_network(job, watch),
-                    _batches(read, batch),
-                    workers=BATCHES_IN_FLIGHT,
-                    ahead=BATCHES_IN_FLIGHT - 1,
-                    thread_name="mupd-batch",
-                )
-            ) as stained,
+            closing(stained_tiles(job, read, watch)) as stained,
         ):
             done = 0
-            for pairs, intensities in stained:
-                behind.put(([tile for tile, _ in pairs], intensities))
-                done += len(pairs)
+            for finished, intensities in stained:
+                behind.put((finished, intensities))
+                done += len(finished)
                 report(Progress(done, len(tiles)))
+            with watch.stage("seams"):
+                seams.stain_again()
         for stale in (job.place.preview, job.place.record):
             stale.unlink(missing_ok=True)
         with watch.stage("finish"):
@@ -137,26 +133,34 @@ def _run(job: StainJob, gathered: PreviewCollector, watch: Stopwatch, progress: 
 
 
 def _write(
-    job: StainJob, stained: Iterable[Stained], writer: SlideWriter, gathered: PreviewCollector, watch: Stopwatch
+    job: StainJob,
+    stained: Iterable[Stained],
+    writer: SlideWriter,
+    gathered: PreviewCollector,
+    seams: SeamCheck,
+    watch: Stopwatch,
 ) -> None:
     """Runs in the background thread: render, stitch, write."""
     grid = job.grid
     rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
     stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
-    for where, pixels in stitcher.bands(_rendered(job, stained, gathered, watch)):
+    for where, pixels in stitcher.bands(_rendered(job, stained, gathered, seams, watch)):
         with watch.stage("write"):
             writer.write(where, pixels)
+        with watch.stage("seams"):
+            seams.band(where, pixels)
         del pixels  # a band is large, and the stitcher makes the next one now
 
 
 def _rendered(
-    job: StainJob, stained: Iterable[Stained], gathered: PreviewCollector, watch: Stopwatch
+    job: StainJob, stained: Iterable[Stained], gathered: PreviewCollector, seams: SeamCheck, watch: Stopwatch
 ) -> Iterator[tuple[Region, NDArray[np.uint8]]]:
     for tiles, intensities in stained:
         for tile, planes in zip(tiles, intensities, strict=True):
             with watch.stage("render"):
                 pixels, positivity = job.render(tile.core, tile.crop(planes))
                 gathered.add(tile.core, pixels, positivity)
+                seams.keep(tile.core, pixels)
             yield _to_output(tile.core, job.grid.region), pixels
 
 
@@ -166,19 +170,6 @@ def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.
             return job.read(tile)
 
     return read
-
-
-def _timed_network(job: StainJob, watch: Stopwatch) -> Callable[[Sequence[ReadTile]], NDArray[np.float32]]:
-    def stain(batch: Sequence[ReadTile]) -> NDArray[np.float32]:
-        with watch.stage("network"):
-            return job.stain([tile for tile, _ in batch], [rgb for _, rgb in batch])
-
-    return stain
-
-
-def _batches(tiles: Iterator[ReadTile], size: int) -> Iterator[list[ReadTile]]:
-    while batch := list(islice(tiles, size)):
-        yield batch
 
 
 def _to_output(part: Region, region: Region) -> Region:

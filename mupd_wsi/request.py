@@ -13,6 +13,8 @@ from mupd_wsi.geometry import Region, Size
 Style = Literal["ihc", "mif"]
 FileFormat = Literal["ome-tiff", "ome-zarr"]
 Readout = Literal["mean", "sample"]
+#: How overlapping tiles become one picture: cut at their cores; blended in the end; merged at every step of the flow.
+Fuse = Literal["crop", "blend", "joint"]
 
 #: The words that every output carries.
 NOTICE: Final = "virtual stain, research use only"

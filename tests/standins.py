@@ -27,6 +27,8 @@ class StandInInfo:
     steps = 4
     panel = PANEL
     stain_reference = None
+    period = 1
+    fuse = "crop"
     metrics: Mapping[str, Any] = {}
     display_window: Mapping[str, tuple[tuple[float, float], ...]] = {
         "mean": ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)),

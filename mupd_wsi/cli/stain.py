@@ -9,6 +9,7 @@ import click
 
 from mupd_wsi.cli.console import Console, json_option, quiet_option, verbose_option
 from mupd_wsi.cli.progress import duration, progress_display
+from mupd_wsi.cli.seams import judge_seams
 from mupd_wsi.geometry import Region
 from mupd_wsi.request import StainOptions, StainPlan, StainResult
 
@@ -76,6 +77,12 @@ class RegionType(click.ParamType[Region]):
 @click.option("--workers", type=click.IntRange(min=1), help="Threads that read the slide. Default: by the cores.")
 @click.option("--no-tissue-mask", is_flag=True, help="Run the network on glass too.")
 @click.option("--no-normalise", is_flag=True, help="Leave the slide's H&E colours as they are.")
+@click.option(
+    "--max-seam",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="R",
+    help="Exit with 1 where tiles join worse: steps over their edges above R times those beside (seamless: about 1).",
+)
 @click.option("--strict", is_flag=True, help="A slide that does not look like H&E is an error.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
 @click.option("--dry-run", is_flag=True, help="Show tiles, output size, memory and time; write nothing.")
@@ -83,7 +90,7 @@ class RegionType(click.ParamType[Region]):
 @verbose_option
 @quiet_option
 @click.pass_obj
-def stain(console: Console, /, **chosen: Any) -> None:
+def stain(console: Console, /, **chosen: Any) -> int:
     """Stain a whole H&E slide, and write the stained slide, a preview picture and a record of the run.
 
     \b
@@ -95,16 +102,18 @@ def stain(console: Console, /, **chosen: Any) -> None:
     from mupd_wsi.pipeline import plan_stain, stain_slide
 
     slide, output, model, dry_run = (chosen.pop(name) for name in ("slide", "output", "model", "dry_run"))
+    max_seam = chosen.pop("max_seam")
     targets = list(chosen.pop("targets"))
     masked, normalised = (not chosen.pop(name) for name in ("no_tissue_mask", "no_normalise"))
     options = StainOptions(tissue_mask=masked, normalise=normalised, **chosen)
     if dry_run:
         plan = plan_stain(slide, targets, model=model, output=output, options=options)
         show_plan(console, plan)
-        return
+        return 0
     with progress_display(console) as progress:
         result = stain_slide(slide, targets, model=model, output=output, options=options, progress=progress)
     show_result(console, result)
+    return judge_seams(console, result.details["seams"], max_seam)
 
 
 def show_plan(console: Console, plan: StainPlan) -> None:

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mupd_wsi.errors import BundleError, UsageError
-from mupd_wsi.model.bundle import ModelInfo, Readout, find_bundle, read_info, read_weights
+from mupd_wsi.model.bundle import ModelInfo, find_bundle, read_info, read_weights
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import euler_states, read_out
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise
+from mupd_wsi.request import Readout
 
 MAX_CPU_THREADS: Final = 8  # each holds one tile's activations
 CUDA_BATCH: Final = 16
