@@ -76,7 +76,7 @@ def stain_slide(
     """
     watch = Stopwatch()
     with opened_job(slide, targets, model, output, options, watch) as job:
-        gathered = PreviewCollector(job.grid.region, job.grid.core, job.spec.samples, job.spec.background)
+        gathered = PreviewCollector(job.grid.region, job.grid.core, job.pictured, job.spec.background)
         seams = SeamCheck(job)
         stained = _run(job, gathered, seams, watch, progress)
         with watch.stage("preview"):
@@ -159,7 +159,7 @@ def _rendered(
         for tile, planes in zip(tiles, intensities, strict=True):
             with watch.stage("render"):
                 pixels, positivity = job.render(tile.core, tile.crop(planes))
-                gathered.add(tile.core, pixels, positivity)
+                gathered.add(tile.core, pixels[: job.pictured], positivity)
                 seams.keep(tile.core, pixels)
             yield _to_output(tile.core, job.grid.region), pixels
 
@@ -206,13 +206,14 @@ def _preview_text(job: StainJob) -> PreviewText:
     info, count = job.stainer.info, len(job.markers)
     names = ", ".join(marker.name for marker in job.markers) if count <= MAX_NAMED_MARKERS else f"{count} markers"
     ihc = job.style == "ihc"
-    readout = "expected intensity" if job.sampling.readout == "mean" else f"one draw, seed {job.sampling.seed}"
+    drawn = "one draw" if job.samples == 1 else f"mean of {job.samples} draws"
+    readout = "expected intensity" if job.sampling.readout == "mean" else f"{drawn}, seed {job.sampling.seed}"
     return PreviewText(
         title=job.slide.name,
         subtitle=f"{names}  ·  {info.name} {info.version}, {readout}  ·  {info.mpp:g} um/px",
         slide="H&E" if job.looks_like_he else "slide (not H&E)",
         stain=f"virtual {'IHC' if ihc else 'immunofluorescence'}" + (f", {names}" if count == 1 else ""),
-        channels=job.spec.channels,
+        channels=job.spec.channels[: job.pictured],
         warnings=job.warnings,
         notices=(f"{NOTICE}; {IHC_NOTICE}" if ihc else NOTICE,),
     )

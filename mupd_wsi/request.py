@@ -28,13 +28,16 @@ class StainOptions:
 
     Attributes:
         style: ``"ihc"`` paints one target as haematoxylin and DAB (RGB); ``"mif"`` writes one 8-bit channel a
-            target. None: ``"ihc"`` for one target, ``"mif"`` for several.
+            target. None: ``"ihc"`` for one target, ``"mif"`` for several, or for several samples.
         file_format: None: by the ending of the output's name, else OME-TIFF.
         mpp: um per level-0 pixel, overriding the file's. Only for slides given by path.
         roi: the part to stain, level-0 pixels; None: the whole slide.
-        readout: ``"mean"`` is one pass, the expected intensity; ``"sample"`` a seeded draw.
+        readout: ``"mean"`` is one pass, the expected intensity; ``"sample"`` a seeded draw. None: ``"sample"`` where
+            steps or samples are given, else ``"mean"``.
         steps: network evaluations of a draw; None: the model's default.
-        seed: of a draw.
+        samples: draws; with more than one their mean is written, and their standard deviation as one more channel for
+            each target, in the grey levels of the target's own.
+        seed: of a draw; the seeds of several follow from it.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Only for models given by name.
         batch_size: tiles in one pass of the network; None: the model's choice for the device.
         workers: threads that read the slide; None: by the number of cores.
@@ -45,15 +48,16 @@ class StainOptions:
         overwrite: replace an output that is there.
 
     Raises:
-        UsageError: a number below its least value.
+        UsageError: a number below its least value, or options that contradict each other.
     """
 
     style: Style | None = None
     file_format: FileFormat | None = None
     mpp: float | None = None
     roi: Region | None = None
-    readout: Readout = "mean"
+    readout: Readout | None = None
     steps: int | None = None
+    samples: int = 1
     seed: int = 0
     device: str = "auto"
     batch_size: int | None = None
@@ -66,12 +70,24 @@ class StainOptions:
     def __post_init__(self) -> None:
         for name, value, least in (
             ("steps", self.steps, 1),
+            ("samples", self.samples, 1),
             ("seed", self.seed, 0),
             ("batch_size", self.batch_size, 1),
             ("workers", self.workers, 1),
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, got {value}")
+        if self.readout == "mean" and (self.steps is not None or self.samples > 1):
+            raise UsageError("steps and samples belong to a draw: give --readout sample, or leave --readout out")
+        if self.style == "ihc" and self.samples > 1:
+            raise UsageError(
+                f"--as ihc has no place for the spread of {self.samples} samples; use --as mif, or --samples 1"
+            )
+
+    @property
+    def reads_out(self) -> Readout:
+        """The read-out, settled."""
+        return self.readout or ("mean" if self.steps is None and self.samples == 1 else "sample")
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,11 +64,16 @@ class RegionType(click.ParamType[Region]):
 @click.option(
     "--readout",
     type=click.Choice(["mean", "sample"]),
-    default="mean",
-    show_default=True,
-    help="mean: the expected intensity, one pass. sample: a seeded draw.",
+    help="mean: the expected intensity, one pass (default). sample: a seeded draw (default with --steps or --samples).",
 )
-@click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a draw. Default: what the model says.")
+@click.option("--steps", type=click.IntRange(2, 50), help="Steps of a draw. Default: what the model says.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Draws; of more than one the mean is written, and their standard deviation as a channel more for each target.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of a draw.")
 @click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where the network runs."
@@ -97,6 +102,7 @@ def stain(console: Console, /, **chosen: Any) -> int:
     Examples:
       mupd-wsi stain slide.svs --target CD8
       mupd-wsi stain slide.svs --target CD8,CD3e,Pan-CK,Hoechst --format ome-zarr
+      mupd-wsi stain slide.svs --target CD8 --steps 4 --samples 4
       mupd-wsi stain slide.svs --target all --roi 10000,12000,4096,4096 --dry-run
     """
     from mupd_wsi.pipeline import plan_stain, stain_slide

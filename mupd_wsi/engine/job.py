@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.engine.destination import Destination
+from mupd_wsi.engine.draws import draw_seeds, mean_and_spread
 from mupd_wsi.geometry import Region, output_size
 from mupd_wsi.markers import Marker
 from mupd_wsi.normalising import StainTransfer
@@ -35,11 +36,13 @@ class StainJob:
         slide: the open slide.
         stainer: the model on its device.
         sampling: how to read the model out.
+        samples: draws; of more than one the mean and the standard deviation are written.
         style: brightfield or fluorescence.
         markers: what is stained for, in the output's order.
         channels: of the model's panel, that the network is asked for; brightfield takes the nuclei first.
         scored: places in ``channels`` of what is stained for; the preview's detail is chosen by them.
-        windows: (len(channels), 2), the intensities of each that become grey levels 0 and 255.
+        windows: (len(channels), 2), the intensities of each that become grey levels 0 and 255; with several samples
+            twice that, means and then standard deviations.
         grid: the tiles, output pixels.
         recolor: brings the slide's H&E to the model's; None leaves it as it is.
         tissue: where the slide holds tissue.
@@ -56,6 +59,7 @@ class StainJob:
     slide: Slide
     stainer: Stainer
     sampling: SampleOptions
+    samples: int
     style: Style
     markers: tuple[Marker, ...]
     channels: tuple[int, ...]
@@ -78,6 +82,16 @@ class StainJob:
         """um per output pixel."""
         return self.spec.mpp
 
+    @property
+    def draws(self) -> tuple[SampleOptions, ...]:
+        """How each sample is drawn."""
+        return tuple(replace(self.sampling, seed=seed) for seed in draw_seeds(self.sampling.seed, self.samples))
+
+    @property
+    def pictured(self) -> int:
+        """Planes of the image that its preview shows: all but the standard deviations."""
+        return self.spec.samples // (1 if self.samples == 1 else 2)
+
     def tiles(self) -> Iterator[Tile]:
         """The tiles that the network has to see, in raster order."""
         return self.grid.tiles((lambda core: self.tissue.covers(core, self.mpp)) if self.masked else None)
@@ -95,16 +109,19 @@ class StainJob:
         return rgb[(rows - y)[:, None], columns - x]
 
     def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run the network: float32 (tiles, channels, grid.core, grid.core), intensities without the halo."""
-        origins = [tile.origin for tile in tiles]
-        return self.stainer.stain(np.stack(rgb), origins, self.sampling, self.channels, self.grid.halo)
+        """Run the network: float32 (tiles, len(windows), grid.core, grid.core), intensities without the halo."""
+        origins, pixels = [tile.origin for tile in tiles], np.stack(rgb)
+        draws = (
+            self.stainer.stain(pixels, origins, sampling, self.channels, self.grid.halo) for sampling in self.draws
+        )
+        return next(draws) if self.samples == 1 else mean_and_spread(draws)
 
     def render(self, core: Region, intensities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
         """What is written of a core, and how strongly it is stained.
 
         Args:
             core: output pixels.
-            intensities: (len(channels), h, w).
+            intensities: (len(windows), h, w).
 
         Returns:
             uint8 (samples, h, w) with glass set to background, and the mean brightness (0-255) of what was stained for.

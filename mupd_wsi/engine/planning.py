@@ -61,12 +61,13 @@ def plan_stain(
 def peak_memory(job: StainJob) -> int:
     """Bytes that a run needs at most, about.
 
-    ``base + activations of one batch + 4 batches of answers (two made, one waiting, one written) + tiles read ahead
-    + 3 bands of rows (stitched, written, and the coarser levels)``. It grows with the slide's width, not its height.
+    ``base + activations of one batch + 4 batches of answers (two made, one waiting, one written; two more where draws
+    are added up) + tiles read ahead + 3 bands of rows (stitched, written, and the coarser levels)``. It grows with the
+    slide's width, not its height.
     """
     batch, tile = job.stainer.batch_size, job.grid.side**2
     activations = batch * tile * ACTIVATION_BYTES_PER_PIXEL
-    answers = 4 * batch * len(job.channels) * job.grid.core**2 * 4
+    answers = (4 + 2 * (job.samples > 1)) * batch * len(job.windows) * job.grid.core**2 * 4
     ahead = (4 * batch + job.workers) * tile * 3
     bands = 3 * job.spec.samples * job.grid.core * job.spec.size.width
     return BASE_MEMORY + activations + answers + ahead + bands
