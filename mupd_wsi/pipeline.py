@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mupd_wsi.engine.fusing import Stained
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
 from mupd_wsi.engine.planning import plan_stain
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
 from mupd_wsi.engine.seams import SeamCheck
-from mupd_wsi.engine.staining import Stained, stained_tiles
+from mupd_wsi.engine.staining import stained_tiles
 from mupd_wsi.geometry import Region
 from mupd_wsi.preview import PreviewCollector, PreviewText, save_preview
 from mupd_wsi.record import software, write_record
@@ -104,7 +105,8 @@ def _run(
     """Read, stain and write all tiles, overlapped; returns how many the network has seen."""
     report = progress or (lambda _: None)
     tiles = tuple(job.tiles())
-    report(Progress(0, len(tiles)))
+    total = sum(1 for _ in job.cores())
+    report(Progress(0, total))
     writer = open_writer(job.place.output, job.spec, format=job.place.file_format)
     batch = job.stainer.batch_size
     try:
@@ -119,7 +121,7 @@ def _run(
             for finished, intensities in stained:
                 behind.put((finished, intensities))
                 done += len(finished)
-                report(Progress(done, len(tiles)))
+                report(Progress(done, total))
             with watch.stage("seams"):
                 seams.stain_again()
         for stale in (job.place.preview, job.place.record):

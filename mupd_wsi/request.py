@@ -38,6 +38,8 @@ class StainOptions:
         samples: draws; with more than one their mean is written, and their standard deviation as one more channel for
             each target, in the grey levels of the target's own.
         seed: of a draw; the seeds of several follow from it.
+        fuse: how overlapping tiles become one picture: ``"crop"`` cuts them at their cores, ``"blend"`` fades one into
+            the other, ``"joint"`` merges their predictions at every step. None: as the model says.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Only for models given by name.
         batch_size: tiles in one pass of the network; None: the model's choice for the device.
         workers: threads that read the slide; None: by the number of cores.
@@ -59,6 +61,7 @@ class StainOptions:
     steps: int | None = None
     samples: int = 1
     seed: int = 0
+    fuse: Fuse | None = None
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None

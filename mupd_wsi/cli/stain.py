@@ -76,6 +76,11 @@ class RegionType(click.ParamType[Region]):
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of a draw.")
 @click.option(
+    "--fuse",
+    type=click.Choice(["crop", "blend", "joint"]),
+    help="Overlaps of tiles: cut, blended in the end, or merged at every step. Default: what the model says.",
+)
+@click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where the network runs."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Tiles in one pass. Default: by the device.")

@@ -15,7 +15,7 @@ from mupd_wsi.geometry import Region, output_size
 from mupd_wsi.markers import Marker
 from mupd_wsi.normalising import StainTransfer
 from mupd_wsi.rendering import to_brightfield, to_planes
-from mupd_wsi.request import Style
+from mupd_wsi.request import Fuse, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import Tile, TileGrid, reflected
 from mupd_wsi.tissue import TissueMask
@@ -49,6 +49,8 @@ class StainJob:
         tissue_fraction: of the stained region's area, 0-1.
         looks_like_he: whether the slide's colours are those of H&E.
         masked: whether glass is left as background.
+        fuse: how overlapping tiles become one picture.
+        rings: of tiles around the region that run besides its own, because its own depend on them.
         place: where the output goes.
         spec: the output image's facts.
         workers: threads that read.
@@ -71,6 +73,8 @@ class StainJob:
     tissue_fraction: float
     looks_like_he: bool
     masked: bool
+    fuse: Fuse
+    rings: int
     place: Destination
     spec: ImageSpec
     workers: int
@@ -93,8 +97,24 @@ class StainJob:
         return self.spec.samples // (1 if self.samples == 1 else 2)
 
     def tiles(self) -> Iterator[Tile]:
-        """The tiles that the network has to see, in raster order."""
+        """The tiles that the network has to see, in raster order.
+
+        Where overlaps are joined, those are all whose squares, halo included, hold tissue: which tiles a place is made
+        from then does not depend on the region.
+        """
+        if not self.rings:
+            return self.cores()
+        squares = ((tile, Region(*tile.origin, tile.side, tile.side)) for tile in self.run_grid.tiles())
+        return (tile for tile, square in squares if not self.masked or self.tissue.covers(square, self.mpp))
+
+    def cores(self) -> Iterator[Tile]:
+        """The tiles whose cores are written, in raster order."""
         return self.grid.tiles((lambda core: self.tissue.covers(core, self.mpp)) if self.masked else None)
+
+    @property
+    def run_grid(self) -> TileGrid:
+        """The grid over all tiles that run."""
+        return self.grid.widened(self.rings)
 
     def read(self, tile: Tile) -> NDArray[np.uint8]:
         """A tile's H&E, halo included, recoloured: uint8 (side, side, 3); mirrored at the slide's true edges alone."""
@@ -109,11 +129,10 @@ class StainJob:
         return rgb[(rows - y)[:, None], columns - x]
 
     def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run the network: float32 (tiles, len(windows), grid.core, grid.core), intensities without the halo."""
+        """Run the network: float32 (tiles, len(windows), n, n), intensities without halo, or with it to be blended."""
         origins, pixels = [tile.origin for tile in tiles], np.stack(rgb)
-        draws = (
-            self.stainer.stain(pixels, origins, sampling, self.channels, self.grid.halo) for sampling in self.draws
-        )
+        margin = 0 if self.fuse == "blend" else self.grid.halo
+        draws = (self.stainer.stain(pixels, origins, sampling, self.channels, margin) for sampling in self.draws)
         return next(draws) if self.samples == 1 else mean_and_spread(draws)
 
     def render(self, core: Region, intensities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:

@@ -20,7 +20,7 @@ from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageEr
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.normalising import StainProfile, StainTransfer
-from mupd_wsi.request import IHC_NOTICE, NOTICE, StainOptions, Style
+from mupd_wsi.request import IHC_NOTICE, NOTICE, Fuse, StainOptions, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import TileGrid
 from mupd_wsi.tissue import StainGuess
@@ -73,6 +73,7 @@ def prepare_job(
     labels = target_labels(targets, info.panel)
     style = choose_style(options.style or ("mif" if options.samples > 1 else None), len(labels))
     readout = options.reads_out
+    fuse, rings = settled_fuse(stainer, options)
     channels = channels_to_ask(style, tuple(labels), info.panel)
     region = output_region(options.roi, slide.size, slide.mpp, info.mpp)
     place = destination(output, options.file_format, slide.name, tuple(labels.values()), len(info.panel))
@@ -128,6 +129,8 @@ def prepare_job(
         tissue_fraction=fraction,
         looks_like_he=look.guess.is_he,
         masked=options.tissue_mask,
+        fuse=fuse,
+        rings=rings,
         place=place,
         spec=spec,
         workers=options.workers or min(MAX_READERS, os.cpu_count() or 1),
@@ -169,6 +172,22 @@ def choose_style(style: Style | None, targets: int) -> Style:
             f"--as ihc paints one target, got {targets}; give one --target, or use --as mif for one channel a target"
         )
     return style or ("ihc" if targets == 1 else "mif")
+
+
+def settled_fuse(stainer: Stainer, options: StainOptions) -> tuple[Fuse, int]:
+    """How overlaps are joined, and how many rings of tiles around its own a place then depends on.
+
+    Raises:
+        UsageError: the model cannot be asked step by step.
+    """
+    fuse = options.fuse or stainer.info.fuse
+    if fuse == "joint":
+        if not hasattr(stainer, "predict"):
+            raise UsageError(
+                f"--fuse joint needs a model of this software, {stainer.info.name} is not; use --fuse blend"
+            )
+        return fuse, len(stainer.times(_sampling(options))) - 1
+    return fuse, 1 if fuse == "blend" else 0
 
 
 def channels_to_ask(style: Style, targets: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
@@ -345,6 +364,7 @@ def _facts(slide: Slide, stainer: Stainer, options: StainOptions, style: Style) 
         "steps": 1 if options.reads_out == "mean" else options.steps or info.steps,
         "seed": options.seed if options.reads_out == "sample" else None,
         "samples": options.samples,
+        "fuse": options.fuse or info.fuse,
         "spread": SPREAD_NOTE if options.samples > 1 else None,
         "mpp": info.mpp,
         "slide": {

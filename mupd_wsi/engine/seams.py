@@ -28,8 +28,9 @@ FULL: Final = 0.8
 class SeamCheck:
     """Both measurements of :mod:`mupd_wsi.stitching.seams` on one run.
 
-    The work is bounded: at most :data:`MAX_PLACES` places are stained again, whatever the slide's size (with ``--fuse
-    crop`` a tile each; else with the tiles around it). Memory bound: twice those places, and the last rows of one band.
+    The work is bounded: at most :data:`MAX_PLACES` places are stained again, whatever the slide's size, by a tile each.
+    Where overlaps are joined it is one place, with the tiles around it and not what they depend on in turn. Memory
+    bound: twice those places, and the last rows of one band.
 
     Args:
         job: the run.
@@ -67,7 +68,8 @@ class SeamCheck:
 
     def _stained(self, place: Region) -> NDArray[np.uint8]:
         """One place, rendered from tiles of the shifted grid: uint8 (samples, height, width)."""
-        job = replace(self._job, grid=replace(self._job.grid, region=place, shift=self._shift))
+        grid = replace(self._job.grid, region=place, shift=self._shift)
+        job = replace(self._job, grid=grid, rings=min(self._job.rings, 1))
         pixels = np.full((job.spec.samples, place.height, place.width), job.spec.background, np.uint8)
         read = ((tile, job.read(tile)) for tile in job.tiles())
         for tiles, intensities in stained_tiles(job, read, Stopwatch()):
@@ -99,7 +101,8 @@ def places_to_check(job: StainJob) -> tuple[tuple[int, int], tuple[Region, ...]]
     if not cells or (tissue.max() == 0 and job.masked):
         return shift, ()
     wanted = round(len(grid) * job.tissue_fraction) // TILES_A_PLACE
-    return shift, _spread(cells, tissue, min(max(1, wanted), MAX_PLACES))
+    most = MAX_PLACES if job.fuse == "crop" else 1
+    return shift, _spread(cells, tissue, min(max(1, wanted), most))
 
 
 def _holds_an_edge(cell: Region, grid: TileGrid) -> bool:

@@ -10,20 +10,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mupd_wsi.engine.fusing import ReadTile, Stained, blended, joint
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Stopwatch, prefetch
-from mupd_wsi.tiling import Tile
 
-#: Tiles and what the network made of them, float32 (tiles, channels, core, core).
-Stained = tuple[Sequence[Tile], NDArray[np.float32]]
-#: A tile and its H&E, uint8 (side, side, 3).
-ReadTile = tuple[Tile, NDArray[np.uint8]]
 #: While the last tiles of one batch are in the network, its idle threads begin with the next batch.
 BATCHES_IN_FLIGHT: Final = 2
 
 
 def stained_tiles(job: StainJob, read: Iterator[ReadTile], watch: Stopwatch) -> Generator[Stained]:
-    """Stain tiles as they come, in their order.
+    """Stain tiles as they come, join their overlaps, and give the cores that are written, in raster order.
 
     Close the generator to stop early.
 
@@ -32,6 +28,9 @@ def stained_tiles(job: StainJob, read: Iterator[ReadTile], watch: Stopwatch) -> 
         read: the tiles of ``job.tiles()`` in raster order, with their H&E.
         watch: counts the stage "network".
     """
+    if job.fuse == "joint":
+        yield from joint(job, read, watch)
+        return
     batches = prefetch(
         _timed_network(job, watch),
         _batches(read, job.stainer.batch_size),
@@ -40,8 +39,8 @@ def stained_tiles(job: StainJob, read: Iterator[ReadTile], watch: Stopwatch) -> 
         thread_name="mupd-batch",
     )
     with closing(batches):
-        for pairs, intensities in batches:
-            yield [tile for tile, _ in pairs], intensities
+        stained = (([tile for tile, _ in pairs], intensities) for pairs, intensities in batches)
+        yield from blended(job, stained) if job.fuse == "blend" else stained
 
 
 def _timed_network(job: StainJob, watch: Stopwatch) -> Callable[[Sequence[ReadTile]], NDArray[np.float32]]:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.model.bundle import ModelInfo, find_bundle, read_info, read_weights
 from mupd_wsi.model.features import image_features
-from mupd_wsi.model.flow import euler_states, read_out
+from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise
 from mupd_wsi.request import Readout
@@ -118,6 +117,47 @@ class Stainer:
             parts.append(planes[: len(batch)].cpu().numpy())
         return np.concatenate(parts)
 
+    def times(self, options: SampleOptions) -> tuple[float, ...]:
+        """Flow times of a read-out's evaluations, from 1 down, and 0 in the end."""
+        return tuple(euler_times(1 if options.readout == "mean" else self._steps(options)).tolist())
+
+    def noise(self, seed: int, x: int, y: int, height: int, width: int) -> NDArray[np.float32]:
+        """What a draw begins with at a place of the slide (output pixels): float32 (panel, height, width)."""
+        return slide_noise(seed, x, y, len(self.info.panel), height, width)
+
+    def predict(self, rgb: NDArray[np.uint8], noisy: NDArray[np.float32] | None, t: float) -> NDArray[np.float32]:
+        """One evaluation of the network, for those who walk along the flow themselves.
+
+        Args:
+            rgb: as for :meth:`stain`.
+            noisy: x_t, float32 (B, panel, H, W); None stands for zeros.
+            t: flow time, 0 to 1.
+
+        Returns:
+            x0, float32 (B, panel, H, W), in the standardised space of the training targets.
+        """
+        out = np.empty((len(rgb), len(self.info.panel), *rgb.shape[1:3]), np.float32)
+
+        @torch.inference_mode()
+        def run(part: NDArray[np.intp]) -> None:
+            x = None if noisy is None else torch.from_numpy(noisy[part]).to(self.device)
+            times = torch.full((len(part),), t, device=self.device)
+            out[part] = self._predictor(rgb[part])(x, times).cpu().numpy()
+
+        if self._threads is not None:
+            for job in [self._threads.submit(run, np.array([i])) for i in range(len(rgb))]:
+                job.result()
+        else:
+            for start in range(0, len(rgb), self.batch_size):  # of a fixed shape: the last tile fills up the last batch
+                run(np.minimum(np.arange(start, start + self.batch_size), len(rgb) - 1))
+        return out
+
+    def intensities(self, x0: NDArray[np.float32], readout: Readout, channels: Sequence[int]) -> NDArray[np.float32]:
+        """What a prediction shows: x0 (B, panel, H, W) as float32 (B, len(channels), H, W), 0-255."""
+        values = torch.from_numpy(x0)
+        planes = [self._intensity(values[:, channel], channel, readout) for channel in channels]
+        return torch.stack(planes, dim=1).numpy()
+
     def close(self) -> None:
         """Stop the threads. The stainer cannot be used afterwards."""
         if self._threads is not None:
@@ -152,24 +192,32 @@ class Stainer:
         wanted: Wanted,
     ) -> Iterator[Tensor]:
         """Intensities of one channel after the other, (B, H, W) each: one fits the processor's cache, all do not."""
+        if options.readout == "mean":
+            x0 = read_out(self._predictor(rgb, wanted.margin), len(rgb), torch.device(self.device))
+        else:
+            noise = self._noise(rgb.shape, origins, options.seed)
+            *_, x0 = euler_states(self._predictor(rgb), noise, self._steps(options))
+            inner = slice(wanted.margin, -wanted.margin or None)
+            x0 = x0[:, :, inner, inner]
+        for channel in wanted.channels:
+            yield self._intensity(x0[:, channel], channel, options.readout)
+
+    def _predictor(self, rgb: NDArray[np.uint8], margin: int = 0) -> PredictX0:
+        """The network with the H&E of tiles bound to it."""
         pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
         image = image_features(pixels).to(self._dtype)
         lead = self.info.lead // self.info.network.trunk_stride
 
-        def predict(noisy: Tensor | None, t: Tensor, margin: int = 0) -> Tensor:
+        def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
             noisy = None if noisy is None else noisy.to(self._dtype)
             x0: Tensor = self._network(image, t, noisy, lead=lead, margin=margin)
             return x0.float().contiguous()
 
-        if options.readout == "mean":
-            x0 = read_out(partial(predict, margin=wanted.margin), len(rgb), pixels.device)
-        else:
-            *_, x0 = euler_states(predict, self._noise(rgb.shape, origins, options.seed), self._steps(options))
-            inner = slice(wanted.margin, -wanted.margin or None)
-            x0 = x0[:, :, inner, inner]
-        curves = self.info.calibration if options.readout == "mean" else self.info.draw_calibration
-        for channel in wanted.channels:
-            yield curves.apply(self.info.transform.root(x0[:, channel], channel), channel).clamp_(0, 255)
+        return predict
+
+    def _intensity(self, x0: Tensor, channel: int, readout: Readout) -> Tensor:
+        curves = self.info.calibration if readout == "mean" else self.info.draw_calibration
+        return curves.apply(self.info.transform.root(x0, channel), channel).clamp_(0, 255)
 
     def _steps(self, options: SampleOptions) -> int:
         return options.steps or self.info.steps

@@ -172,7 +172,7 @@ class EdgeStepMeter:
         if not self._pixels:
             return None
         least = LEAST_CONTROL * self._pixels * self._samples
-        return EdgeStep(self._edge / max(self._control, least), self._pixels)
+        return EdgeStep(float(self._edge / max(self._control, least)), self._pixels)
 
     def _measure(self, pixels: NDArray[np.uint8], where: Region, line: int, *, across: bool) -> None:
         """Add one edge: the column (``across``) or row ``line`` begins a tile; ``pixels`` lie at ``where``."""
