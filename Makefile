@@ -8,10 +8,10 @@ SLIDE := sample_data/CMU-1-Small-Region.svs
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench weights clean
+.PHONY: help install demo test test-long lint bench weights clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## make .venv and install mupd-wsi with pinned versions
 
@@ -22,6 +22,9 @@ demo: install ## fetch a real slide, stain it for CD8, and say where the result 
 
 test: lint ## lint, types, and the tests
 	$(BIN)/python -m pytest -q
+
+test-long: lint ## the same tests, property tests on 30 times as many examples (hours)
+	$(BIN)/python -m pytest -q --hypothesis-profile=long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

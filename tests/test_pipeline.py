@@ -138,7 +138,9 @@ def test_threads_and_batches_do_not_change_a_byte(stain: Stain, tmp_path: Path) 
 def test_the_network_sees_tiles_once_in_raster_order_of_the_slides_grid(stain: Stain, tmp_path: Path) -> None:
     stainer = StandInStainer(tile=96, halo=16)
     stain(save_slide(tmp_path / "s.png", he_texture(500, 640)), "all", stainer, roi=Region(200, 180, 400, 300))
-    assert stainer.origins == [(64 * x - 16, 64 * y - 16) for y in (1, 2) for x in (1, 2, 3)]
+    *seen, again = stainer.origins
+    assert seen == [(64 * x - 16, 64 * y - 16) for y in (1, 2) for x in (1, 2, 3)]
+    assert [(v + 16) % 64 for v in again] == [32, 32]  # the place that the seam check stains a second time
 
 
 def test_glass_is_background_and_is_not_stained(stain: Stain, tmp_path: Path) -> None:
