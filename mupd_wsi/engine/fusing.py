@@ -33,25 +33,27 @@ _NO_ROWS: Final[list[ReadTile]] = []
 
 
 def blended(job: StainJob, stained: Iterable[Stained]) -> Iterator[Stained]:
-    """Blend whole tiles with raised-cosine weights.
+    """Blend tiles with raised-cosine weights over the inner half of their halos: the outer half knows too little.
 
     Memory bound: two rows of cells, ``2 x (channels + 1) x core x width x 4`` bytes, less where there is glass.
 
     Args:
         job: the run.
-        stained: the tiles of ``job.tiles()`` in raster order, halo included.
+        stained: the tiles of ``job.tiles()`` in raster order, less the job's margin.
 
     Yields:
         The tiles of ``job.cores()`` in raster order, one at a time, without halo.
     """
-    grid, layout = job.run_grid, _Layout(job)
-    sums = WeightedSum(len(job.windows), grid.core, layout.corner, fading_weights(grid.side, grid.halo))
+    grid, margin = job.run_grid, job.margin
+    layout = _Layout(job, grid.halo - margin)
+    weights = fading_weights(grid.side - 2 * margin, grid.halo - margin)
+    sums = WeightedSum(len(job.windows), grid.core, layout.corner, weights)
     merged = Mosaic(len(job.windows), grid.core, layout.corner)
     pairs = ((tile, values) for tiles, planes in stained for tile, values in zip(tiles, planes, strict=True))
     rows = _Rows(layout, pairs)
     for row in range(grid.rows.start, grid.rows.stop + layout.reach):
         for tile, values in rows.take(row):
-            sums.add(*tile.origin, values)
+            sums.add(tile.origin[0] + margin, tile.origin[1] + margin, values)
         for place, means in sums.take_row(row):
             merged.put(place, means)
         for tile in layout.cores(row - layout.reach):
@@ -73,7 +75,7 @@ def joint(job: StainJob, read: Iterator[ReadTile], watch: Stopwatch) -> Iterator
     Yields:
         The tiles of ``job.cores()`` in raster order, one at a time, without halo.
     """
-    layout = _Layout(job)
+    layout = _Layout(job, job.grid.halo)
     flows = [JointFlow(job, sampling) for sampling in job.draws]
     rows, delay = _Rows(layout, read), flows[0].delay + layout.reach
     for row in range(job.run_grid.rows.start, job.run_grid.rows.stop + delay):
@@ -107,7 +109,7 @@ class JointFlow:
         grid, panel = job.run_grid, len(job.stainer.info.panel)
         self._job, self._sampling = job, sampling
         self._times = job.stainer.times(sampling)
-        steps, corner = len(self._times) - 1, _Layout(job).corner
+        steps, corner = len(self._times) - 1, _Layout(job, grid.halo).corner
         weights = fading_weights(grid.side, grid.halo)
         self._states = [Mosaic(panel, grid.core, corner) for _ in range(steps + 1)]
         self._sums = [WeightedSum(panel, grid.core, corner, weights) for _ in range(steps)]
@@ -181,14 +183,14 @@ class JointFlow:
 
 
 class _Layout:
-    """How the cells of a run lie to the cores of its tiles."""
+    """How the cells of a run lie to the cores of its tiles, which overlap by so many px on each side."""
 
-    def __init__(self, job: StainJob) -> None:
+    def __init__(self, job: StainJob, overlap: int) -> None:
         grid = job.grid
-        self.corner = grid.shift[0] - grid.halo, grid.shift[1] - grid.halo
+        self.corner = grid.shift[0] - overlap, grid.shift[1] - overlap
         #: Rows of cells below its own that a row of cores reaches into.
-        self.reach = -(-grid.halo // grid.core)
-        self._grid = grid
+        self.reach = -(-overlap // grid.core)
+        self._grid, self._overlap = grid, overlap
         self._cores = {row: list(tiles) for row, tiles in groupby(job.cores(), self.row)}
 
     def cores(self, row: int) -> list[Tile]:
@@ -201,7 +203,7 @@ class _Layout:
 
     def first_needed(self, row: int) -> int:
         """The first row of cells that this row of cores, and all below it, reach into."""
-        return row + self._grid.halo // self._grid.core
+        return row + self._overlap // self._grid.core
 
     def row(self, tile: Tile) -> int:
         """Of the grid, in which a tile lies."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: How strongly a tile is stained is judged from every n-th pixel of every n-th row.
 SCORE_STEP: Final = 4
+#: Networks give margins away in whole patches: in multiples of this, px.
+BLEND_STEP: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,12 @@ class StainJob:
         return self.grid.tiles((lambda core: self.tissue.covers(core, self.mpp)) if self.masked else None)
 
     @property
+    def margin(self) -> int:
+        """px on each side of a tile that are not used: its halo, or the outer half of it where tiles are blended."""
+        halo = self.grid.halo
+        return halo // 2 // BLEND_STEP * BLEND_STEP if self.fuse == "blend" else halo
+
+    @property
     def run_grid(self) -> TileGrid:
         """The grid over all tiles that run."""
         return self.grid.widened(self.rings)
@@ -129,10 +137,9 @@ class StainJob:
         return rgb[(rows - y)[:, None], columns - x]
 
     def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run the network: float32 (tiles, len(windows), n, n), intensities without halo, or with it to be blended."""
+        """Run the network: float32 (tiles, len(windows), n, n), intensities without :attr:`margin`."""
         origins, pixels = [tile.origin for tile in tiles], np.stack(rgb)
-        margin = 0 if self.fuse == "blend" else self.grid.halo
-        draws = (self.stainer.stain(pixels, origins, sampling, self.channels, margin) for sampling in self.draws)
+        draws = (self.stainer.stain(pixels, origins, sampling, self.channels, self.margin) for sampling in self.draws)
         return next(draws) if self.samples == 1 else mean_and_spread(draws)
 
     def render(self, core: Region, intensities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:

@@ -178,11 +178,13 @@ def settled_fuse(stainer: Stainer, options: StainOptions) -> tuple[Fuse, int]:
     """How overlaps are joined, and how many rings of tiles around its own a place then depends on.
 
     Raises:
-        UsageError: the model cannot be asked step by step.
+        UsageError: the model cannot be drawn from, or cannot be asked step by step.
     """
+    if options.reads_out not in stainer.info.display_window:
+        raise UsageError(f"{stainer.info.name} cannot be drawn from; leave out --readout, --steps and --samples")
     fuse = options.fuse or stainer.info.fuse
     if fuse == "joint":
-        if not hasattr(stainer, "predict"):
+        if not getattr(stainer, "stepwise", False):
             raise UsageError(
                 f"--fuse joint needs a model of this software, {stainer.info.name} is not; use --fuse blend"
             )

@@ -67,7 +67,10 @@ class Stainer:
         device: "cpu", "cuda" or "cuda:N".
         precision: "fp32" or "bf16".
         batch_size: tiles that :meth:`stain` works on at a time; more are split.
+        stepwise: whether single steps of the flow can be asked for (:meth:`predict`), to join tiles at every step.
     """
+
+    stepwise = True
 
     def __init__(
         self, info: ModelInfo, network: MuPDNetwork, device: str, precision: str, batch_size: int | None = None
