@@ -23,6 +23,10 @@ class SlideError(MupdError, OSError):
     """The slide cannot be opened or read: not an image, truncated, empty, unsupported."""
 
 
+class SlideLostError(SlideError):
+    """A slide that was open cannot be read any more: it was changed or removed, or its disk or network fails."""
+
+
 class PixelSizeError(MupdError, ValueError):
     """The slide's um/px is missing or absurd; the message shows the value and names ``--mpp``."""
 
@@ -37,6 +41,14 @@ class NotHEError(MupdError, ValueError):
 
 class BundleError(MupdError, ValueError):
     """A model bundle cannot be read, has unknown fields, or its hash does not match."""
+
+
+class DeviceMemoryError(MupdError, MemoryError):
+    """The device has too little memory for one tile."""
+
+
+class WorkerError(MupdError, RuntimeError):
+    """A thread of a run has ended without doing its work."""
 
 
 class OutputError(MupdError, OSError):

@@ -10,6 +10,8 @@ from typing import Final
 from mupd_wsi.errors import UnknownTargetError
 
 ALL_TARGETS: Final = "all"
+#: Paints the nuclei of brightfield pictures, and tells where the cells are.
+NUCLEAR_MARKER: Final = "Hoechst"
 
 #: Greek letters of marker names, by their lower case: alpha, beta, gamma, epsilon.
 GREEK: Final = {0x3B1: "alpha", 0x3B2: "beta", 0x3B3: "gamma", 0x3B5: "epsilon"}

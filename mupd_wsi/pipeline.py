@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mupd_wsi.engine.damage import told
 from mupd_wsi.engine.fusing import Stained
 from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.journal import Core
 from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
 from mupd_wsi.engine.planning import plan_stain
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
 from mupd_wsi.engine.seams import SeamCheck
-from mupd_wsi.engine.staining import stained_tiles
+from mupd_wsi.engine.staining import stained_tiles, tiles_to_read
+from mupd_wsi.engine.work import Work, opened_work
 from mupd_wsi.geometry import Region
 from mupd_wsi.preview import PreviewCollector, PreviewText, save_preview
 from mupd_wsi.record import software, write_record
@@ -61,7 +64,8 @@ def stain_slide(
 ) -> StainResult:
     """Stain a whole slide, or a part of it, and write the stained slide, a preview and a record.
 
-    Nothing appears under the output's name before it is complete; an error or Ctrl-C leaves nothing behind.
+    Nothing appears under the output's name before it is complete. Finished tiles are kept in a work folder beside it:
+    after an error, Ctrl-C, a kill or a power cut the same call goes on where it was (:mod:`mupd_wsi.engine.work`).
 
     Args:
         slide: an open slide, or the path of one.
@@ -76,14 +80,16 @@ def stain_slide(
         MupdError: see :mod:`mupd_wsi.errors`; everything that can be checked is checked before anything is written.
     """
     watch = Stopwatch()
-    with opened_job(slide, targets, model, output, options, watch) as job:
+    with opened_job(slide, targets, model, output, options, watch) as job, opened_work(job, options) as work:
         gathered = PreviewCollector(job.grid.region, job.grid.core, job.pictured, job.spec.background)
         seams = SeamCheck(job)
-        stained = _run(job, gathered, seams, watch, progress)
+        stained = _run(job, work, gathered, seams, watch, progress)
+        job = told(job)
         with watch.stage("preview"):
-            save_preview(job.place.preview, gathered, job.read_he, job.mpp, _preview_text(job))
-        details = _details(job, options, stained, watch) | {"seams": seams.report().as_json()}
-        write_record(job.place.record, details)
+            save_preview(work.staged(job.place.preview), gathered, job.read_he, job.mpp, _preview_text(job))
+        details = _details(job, options, stained, work.resumed, watch) | {"seams": seams.report().as_json()}
+        write_record(work.staged(job.place.record), details)
+        work.publish()
         return StainResult(
             output=job.place.output,
             preview=job.place.preview,
@@ -97,35 +103,35 @@ def stain_slide(
 
 def _run(
     job: StainJob,
+    work: Work,
     gathered: PreviewCollector,
     seams: SeamCheck,
     watch: Stopwatch,
     progress: ProgressCallback | None,
 ) -> int:
-    """Read, stain and write all tiles, overlapped; returns how many the network has seen."""
+    """Read, stain and write all tiles, overlapped, but for those that are kept; returns how many hold tissue."""
     report = progress or (lambda _: None)
-    tiles = tuple(job.tiles())
-    total = sum(1 for _ in job.cores())
-    report(Progress(0, total))
-    writer = open_writer(job.place.output, job.spec, format=job.place.file_format)
+    tiles = tuple(job.cores())
+    missing = work.missing(tiles)
+    done = resumed = len(tiles) - len(missing)
+    report(Progress(done, len(tiles), resumed))
+    writer = open_writer(work.staged(job.place.output), job.spec, format=job.place.file_format)
     batch = job.stainer.batch_size
+    needed = tiles_to_read(job, missing)
     try:
         with (
-            Background[Stained](lambda tiles: _write(job, tiles, writer, gathered, seams, watch), depth=1) as behind,
+            Background[Stained](lambda new: _write(job, work, new, writer, gathered, seams, watch), depth=1) as behind,
             closing(
-                prefetch(_timed_read(job, watch), tiles, workers=job.workers, ahead=2 * batch + job.workers)
+                prefetch(_timed_read(job, watch), needed, workers=job.workers, ahead=2 * batch + job.workers)
             ) as read,
-            closing(stained_tiles(job, read, watch)) as stained,
+            closing(stained_tiles(job, read, watch, missing)) as stained,
         ):
-            done = 0
             for finished, intensities in stained:
                 behind.put((finished, intensities))
                 done += len(finished)
-                report(Progress(done, total))
+                report(Progress(done, len(tiles), resumed))
             with watch.stage("seams"):
                 seams.stain_again()
-        for stale in (job.place.preview, job.place.record):
-            stale.unlink(missing_ok=True)
         with watch.stage("finish"):
             writer.finish()
     except BaseException:
@@ -136,17 +142,19 @@ def _run(
 
 def _write(
     job: StainJob,
+    work: Work,
     stained: Iterable[Stained],
     writer: SlideWriter,
     gathered: PreviewCollector,
     seams: SeamCheck,
     watch: Stopwatch,
 ) -> None:
-    """Runs in the background thread: render, stitch, write."""
+    """Runs in the background thread: render, keep, stitch, write."""
     grid = job.grid
     rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
     stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
-    for where, pixels in stitcher.bands(_rendered(job, stained, gathered, seams, watch)):
+    cores = work.with_kept(_rendered(job, stained, watch), job)
+    for where, pixels in stitcher.bands(_placed(job, cores, gathered, seams)):
         with watch.stage("write"):
             writer.write(where, pixels)
         with watch.stage("seams"):
@@ -154,16 +162,23 @@ def _write(
         del pixels  # a band is large, and the stitcher makes the next one now
 
 
-def _rendered(
-    job: StainJob, stained: Iterable[Stained], gathered: PreviewCollector, seams: SeamCheck, watch: Stopwatch
+def _placed(
+    job: StainJob, cores: Iterable[Core], gathered: PreviewCollector, seams: SeamCheck
 ) -> Iterator[tuple[Region, NDArray[np.uint8]]]:
+    for core in cores:
+        where = job.grid.tile(core.index).core
+        gathered.add(where, core.pixels[: job.pictured], core.positivity)
+        seams.keep(where, core.pixels)
+        yield _to_output(where, job.grid.region), core.pixels
+
+
+def _rendered(job: StainJob, stained: Iterable[Stained], watch: Stopwatch) -> Iterator[Core]:
     for tiles, intensities in stained:
         for tile, planes in zip(tiles, intensities, strict=True):
             with watch.stage("render"):
                 pixels, positivity = job.render(tile.core, tile.crop(planes))
-                gathered.add(tile.core, pixels[: job.pictured], positivity)
-                seams.keep(tile.core, pixels)
-            yield _to_output(tile.core, job.grid.region), pixels
+                core = Core(tile.index, pixels, positivity, job.on_damage(tile))
+            yield core
 
 
 def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.uint8]]:
@@ -179,7 +194,7 @@ def _to_output(part: Region, region: Region) -> Region:
     return replace(part, x=part.x - region.x, y=part.y - region.y)
 
 
-def _details(job: StainJob, options: StainOptions, stained: int, watch: Stopwatch) -> dict[str, Any]:
+def _details(job: StainJob, options: StainOptions, stained: int, resumed: int, watch: Stopwatch) -> dict[str, Any]:
     """The whole record of a run, JSON-serialisable."""
     place, size = job.place, job.spec.size
     return dict(job.facts) | {
@@ -195,9 +210,16 @@ def _details(job: StainJob, options: StainOptions, stained: int, watch: Stopwatc
             "channels": [channel.name for channel in job.spec.channels] or ["red", "green", "blue"],
             "origin_um": list(job.spec.origin_um),
         },
-        "tiles": {"total": len(job.grid), "stained": stained, "side": job.grid.side, "halo": job.grid.halo},
+        "tiles": {
+            "total": len(job.grid),
+            "stained": stained,
+            "resumed": resumed,
+            "side": job.grid.side,
+            "halo": job.grid.halo,
+        },
         "device": job.stainer.device,
         "batch_size": job.stainer.batch_size,
+        "batch_size_that_fitted": job.stainer.fitting.width,
         "workers": job.workers,
         "seconds": watch.seconds(),
         "environment": software(),
@@ -217,5 +239,6 @@ def _preview_text(job: StainJob) -> PreviewText:
         stain=f"virtual {'IHC' if ihc else 'immunofluorescence'}" + (f", {names}" if count == 1 else ""),
         channels=job.spec.channels[: job.pictured],
         warnings=job.warnings,
+        damaged=job.lost(),
         notices=(f"{NOTICE}; {IHC_NOTICE}" if ihc else NOTICE,),
     )

@@ -23,6 +23,9 @@ ReadHE = Callable[[Region, float], NDArray[np.uint8]]
 
 #: The overview of a fluorescence image averages single cells away; each channel may be brightened up to this much.
 MAX_OVERVIEW_GAIN: Final = 4.0
+#: How places are marked that could not be read: a colour that no stain has, and pixels of the overview.
+DAMAGE_COLOR: Final = (255, 0, 200)
+DAMAGE_LINE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class PreviewText:
         channels: of fluorescence, shown in their colours and windows; empty for brightfield.
         warnings: shown in a strip of their own.
         notices: shown at the foot.
+        damaged: parts of the slide that could not be read, output pixels; framed and crossed out.
     """
 
     title: str
@@ -46,6 +50,7 @@ class PreviewText:
     channels: tuple[Channel, ...]
     warnings: tuple[str, ...]
     notices: tuple[str, ...]
+    damaged: tuple[Region, ...] = ()
 
 
 class PreviewCollector:
@@ -123,7 +128,10 @@ def draw_preview(gathered: PreviewCollector, read_he: ReadHE, mpp: float, text: 
     pitch = mpp * gathered.factor
     window = _within(gathered.region, frame, gathered.factor)
     stain = compose(overview, text.channels, brighten=True)
-    rows = [(Panel(text.slide, read_he(frame, pitch), pitch, window), Panel(text.stain, stain, pitch, window))]
+    he = read_he(frame, pitch)
+    for picture in (he, stain):
+        _cross_out(picture, text.damaged, frame, gathered.factor)
+    rows = [(Panel(text.slide, he, pitch, window), Panel(text.stain, stain, pitch, window))]
     mark = None
     if gathered.detail is not None and max(gathered.region.width, gathered.region.height) > PANEL_SIDE:
         core, pixels = gathered.detail
@@ -158,6 +166,16 @@ def compose(planes: NDArray[np.uint8], channels: tuple[Channel, ...], *, brighte
         dark *= 1 - np.clip(level, 0, 1)[..., None] * (np.array(channel.color, np.float32) / 255)
     light: NDArray[np.uint8] = np.rint((1 - dark) * 255).astype(np.uint8)
     return light
+
+
+def _cross_out(picture: NDArray[np.uint8], damaged: tuple[Region, ...], frame: Region, factor: int) -> None:
+    """Frame places (output pixels) in a picture, uint8 (h, w, 3), of a frame (pixels ``factor`` times as large)."""
+    for place in damaged:
+        left, top = place.x // factor - frame.x, place.y // factor - frame.y
+        right, bottom = -(-place.right // factor) - frame.x - 1, -(-place.bottom // factor) - frame.y - 1
+        cv2.rectangle(picture, (left, top), (right, bottom), DAMAGE_COLOR, DAMAGE_LINE)
+        cv2.line(picture, (left, top), (right, bottom), DAMAGE_COLOR, DAMAGE_LINE)
+        cv2.line(picture, (left, bottom), (right, top), DAMAGE_COLOR, DAMAGE_LINE)
 
 
 def _overview_factor(size: Size, core: int) -> int:

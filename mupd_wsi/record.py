@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -66,6 +67,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -48,6 +48,7 @@ class StainOptions:
             nothing is hallucinated there. False runs and keeps everything.
         strict: a slide that does not look like H&E is an error instead of a warning.
         overwrite: replace an output that is there.
+        restart: throw away what an interrupted run has finished, instead of going on from there.
 
     Raises:
         UsageError: a number below its least value, or options that contradict each other.
@@ -69,6 +70,7 @@ class StainOptions:
     tissue_mask: bool = True
     strict: bool = False
     overwrite: bool = False
+    restart: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -100,10 +102,12 @@ class Progress:
     Attributes:
         done: tiles that the network has stained.
         total: tiles that it will stain; glass is not counted.
+        resumed: those of ``done`` that an earlier, interrupted run has stained.
     """
 
     done: int
     total: int
+    resumed: int = 0
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -126,11 +126,20 @@ class TileGrid:
         Args:
             holds_tissue: whether a core (output pixels) is to be stained; None: all are.
         """
-        for index, (row, column) in enumerate((r, c) for r in self.rows for c in self.columns):
-            x, y = column * self.core + self.shift[0], row * self.core + self.shift[1]
-            core = _inside(Region(x, y, self.core, self.core), self.region)
-            if holds_tissue is None or holds_tissue(core):
-                yield Tile(index, core, (x - self.halo, y - self.halo), self.side)
+        for tile in map(self.tile, range(len(self))):
+            if holds_tissue is None or holds_tissue(tile.core):
+                yield tile
+
+    def tile(self, index: int) -> Tile:
+        """One tile, by its place in the raster order of all tiles.
+
+        Raises:
+            IndexError: there is none.
+        """
+        row, column = divmod(index, len(self.columns))
+        x, y = self.columns[column] * self.core + self.shift[0], self.rows[row] * self.core + self.shift[1]
+        core = _inside(Region(x, y, self.core, self.core), self.region)
+        return Tile(index, core, (x - self.halo, y - self.halo), self.side)
 
 
 def reflected(start: int, length: int, size: int) -> NDArray[np.intp]:

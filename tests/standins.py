@@ -12,6 +12,7 @@ from PIL import Image
 
 from mupd_wsi.geometry import Region
 from mupd_wsi.markers import Marker, Panel
+from mupd_wsi.model.memory import BatchWidth
 from mupd_wsi.writers.spec import ImageSpec
 
 PANEL = Panel((Marker("Hoechst", (64, 96, 255)), Marker("CD8a", (0, 255, 0)), Marker("Pan-CK", (255, 0, 0))))
@@ -48,6 +49,7 @@ class StandInStainer:
     def __init__(self, mpp: float = 1.3, tile: int = 96, halo: int = 16, batch_size: int = 2) -> None:
         self.info = StandInInfo(mpp, tile, halo)
         self.batch_size = batch_size
+        self.fitting = BatchWidth(batch_size)
         self.origins: list[tuple[int, int]] = []
 
     def stain(
@@ -57,12 +59,19 @@ class StandInStainer:
         options: Any,
         channels: Sequence[int],
         margin: int,
+        parts: Any = None,
     ) -> NDArray[np.float32]:
-        del options
+        del options, parts
         assert rgb.shape == (len(origins), self.info.tile, self.info.tile, 3)
         self.origins += list(origins)
         inner = slice(margin, -margin or None)
         return np.moveaxis(255 - rgb[:, inner, inner, list(channels)].astype(np.float32), 3, 1)
+
+    @property
+    def own_origins(self) -> list[tuple[int, int]]:
+        """Tiles of the slide's own grid, without those that the seam check stains on a shifted one."""
+        core, halo = self.info.tile - 2 * self.info.halo, self.info.halo
+        return [origin for origin in self.origins if all((v + halo) % core == 0 for v in origin)]
 
     def close(self) -> None:
         """Nothing is held."""
@@ -87,6 +96,7 @@ class MemoryWriter:
     def finish(self) -> Path:
         assert self.rows == self.spec.size.height
         self.finished = True
+        self.path.touch()
         return self.path
 
     def abort(self) -> None:

@@ -41,8 +41,15 @@ class Blurring(StandInStainer):
     reach: int | None = None
 
     def stain(
-        self, rgb: NDArray[np.uint8], origins: Any, options: Any, channels: Sequence[int], margin: int
+        self,
+        rgb: NDArray[np.uint8],
+        origins: Any,
+        options: Any,
+        channels: Sequence[int],
+        margin: int,
+        parts: Any = None,
     ) -> NDArray[np.float32]:
+        del parts
         self.origins += list(origins)
         reach, side = self.reach if self.reach is not None else self.info.halo, rgb.shape[1]
         planes = 255 - np.moveaxis(rgb[..., list(channels)].astype(np.int64), 3, 1)

@@ -223,6 +223,12 @@ def test_damaged_and_lost_shards(copy: Callable[[str], Path]) -> None:
     assert "lost-shard" in codes(path)
 
 
+def test_a_stopped_run_is_pointed_out(copy: Callable[[str], Path]) -> None:
+    path = copy("mif.ome.tiff")
+    (path.parent / ".mif.mupd-part").mkdir()
+    assert codes(path) == {"unfinished"}
+
+
 def test_leftovers_are_pointed_out(copy: Callable[[str], Path]) -> None:
     path = copy("mif.ome.tiff")
     writer = open_writer(path, replace(spec_of(CHANNELS), name="again"))

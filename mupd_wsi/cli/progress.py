@@ -37,7 +37,9 @@ def _bar() -> Iterator[ProgressCallback]:
 
         def report(progress: Progress) -> None:
             if bar.total != progress.total:
+                bar.initial = progress.resumed  # neither the rate nor the time left count what was done before
                 bar.reset(total=progress.total)
+                bar.n = progress.resumed
             bar.update(progress.done - bar.n)
 
         yield report
@@ -63,18 +65,19 @@ class PlainLines:
         if now < self._next and progress.done < progress.total:
             return
         self._next = now + LINE_INTERVAL_S
-        click.echo(line(progress.done, progress.total, now - self._start), err=True)
+        click.echo(line(progress.done, progress.total, now - self._start, progress.resumed), err=True)
 
 
-def line(done: int, total: int, elapsed: float) -> str:
+def line(done: int, total: int, elapsed: float, resumed: int = 0) -> str:
     """``tiles 12/48, 1.50 tiles/s, ETA 0:24``.
 
     Args:
         done: tiles stained.
         total: tiles to stain.
         elapsed: seconds since the start.
+        resumed: tiles that were stained before the start.
     """
-    rate = done / elapsed if elapsed > 0 else 0.0
+    rate = (done - resumed) / elapsed if elapsed > 0 else 0.0
     eta = duration((total - done) / rate) if rate > 0 else "?"
     return f"tiles {done}/{total}, {rate:.2f} tiles/s, ETA {eta}"
 

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from mupd_wsi.cli.console import Console, json_option, quiet_option, verbose_option
+from mupd_wsi.cli.interrupt import advise
 from mupd_wsi.cli.progress import duration, progress_display
 from mupd_wsi.cli.seams import judge_seams
 from mupd_wsi.geometry import Region
-from mupd_wsi.request import StainOptions, StainPlan, StainResult
+from mupd_wsi.request import Progress, ProgressCallback, StainOptions, StainPlan, StainResult
 
 
 class RegionType(click.ParamType[Region]):
@@ -95,6 +96,7 @@ class RegionType(click.ParamType[Region]):
 )
 @click.option("--strict", is_flag=True, help="A slide that does not look like H&E is an error.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+@click.option("--restart", is_flag=True, help="Throw away what an interrupted run has finished.")
 @click.option("--dry-run", is_flag=True, help="Show tiles, output size, memory and time; write nothing.")
 @json_option
 @verbose_option
@@ -122,9 +124,23 @@ def stain(console: Console, /, **chosen: Any) -> int:
         show_plan(console, plan)
         return 0
     with progress_display(console) as progress:
-        result = stain_slide(slide, targets, model=model, output=output, options=options, progress=progress)
+        result = stain_slide(
+            slide, targets, model=model, output=output, options=options, progress=with_advice(progress)
+        )
     show_result(console, result)
     return judge_seams(console, result.details["seams"], max_seam)
+
+
+def with_advice(progress: ProgressCallback | None) -> ProgressCallback:
+    """From the first finished tile on, a run that is stopped says how it goes on."""
+
+    def report(now: Progress) -> None:
+        if now.done:
+            advise("the same command goes on where it was")
+        if progress is not None:
+            progress(now)
+
+    return report
 
 
 def show_plan(console: Console, plan: StainPlan) -> None:

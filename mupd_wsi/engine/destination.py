@@ -12,6 +12,7 @@ from typing import Final
 
 from mupd_wsi.errors import OutputError, UsageError
 from mupd_wsi.request import FileFormat
+from mupd_wsi.writers.staging import work_folder
 
 #: Endings by format; the first of each is the default.
 ENDINGS: Final[dict[FileFormat, tuple[str, ...]]] = {
@@ -20,11 +21,13 @@ ENDINGS: Final[dict[FileFormat, tuple[str, ...]]] = {
 }
 #: More target names than this in a file name are counted instead.
 MAX_NAMED_TARGETS: Final = 3
+#: Name of a mark in the work folder.
+PUBLISHING: Final = "publishing"
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """The three things that a run leaves behind.
+    """The three things that a run leaves behind, and where its work is kept until they are there.
 
     Attributes:
         output: the stained slide; a folder for OME-Zarr.
@@ -45,6 +48,16 @@ class Destination:
     def record(self) -> Path:
         """``<output>.json``, beside the output."""
         return self.output.with_name(f"{self.output.name}.json")
+
+    @property
+    def work(self) -> Path:
+        """Folder beside the output that keeps finished work until the output is there."""
+        return work_folder(self.output)
+
+    @property
+    def publishing(self) -> Path:
+        """Is there while the three are given their names: what then lies at the output may be replaced."""
+        return self.work / PUBLISHING
 
 
 def destination(
@@ -92,7 +105,7 @@ def check_destination(place: Destination, slide_path: Path, *, overwrite: bool) 
         if _is_part_of(path, slide_path):
             raise OutputError(f"output {path} would overwrite the slide itself; choose another name with -o")
     if place.output.exists() or place.output.is_symlink():
-        if not overwrite:
+        if not overwrite and not place.publishing.exists():
             raise OutputError(f"{place.output} exists; give --overwrite to replace it, or another name with -o")
         if place.output.is_dir() != (place.file_format == "ome-zarr"):
             raise OutputError(f"{place.output} exists and is not {place.file_format}; choose another name with -o")
@@ -105,15 +118,18 @@ def check_destination(place: Destination, slide_path: Path, *, overwrite: bool) 
         ) from error
 
 
-def check_free_disk(folder: Path, needed: int) -> None:
-    """Whether the estimate fits.
+def check_free_disk(place: Destination, needed: int) -> None:
+    """Whether the estimate fits, beside what an interrupted run has left, which counts as part of it.
 
     Args:
+        place: of the output.
         needed: bytes, temporary files included.
 
     Raises:
         OutputError: it does not.
     """
+    folder = place.output.parent
+    needed -= sum(part.stat().st_size for part in place.work.glob("*") if part.is_file())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -137,10 +138,27 @@ class StainJob:
         return rgb[(rows - y)[:, None], columns - x]
 
     def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run the network: float32 (tiles, len(windows), n, n), intensities without :attr:`margin`."""
+        """Run the network: float32 (tiles, len(windows), n, n), intensities without :attr:`margin`.
+
+        Where glass is left as background, what lies outside the rectangle of a tile's tissue may come as 0, unless
+        tiles are blended.
+        """
         origins, pixels = [tile.origin for tile in tiles], np.stack(rgb)
-        draws = (self.stainer.stain(pixels, origins, sampling, self.channels, self.margin) for sampling in self.draws)
+        parts = [self._tissue_part(tile) for tile in tiles] if self.masked and self.fuse == "crop" else None
+        draws = (
+            self.stainer.stain(pixels, origins, sampling, self.channels, self.margin, parts) for sampling in self.draws
+        )
         return next(draws) if self.samples == 1 else mean_and_spread(draws)
+
+    def _tissue_part(self, tile: Tile) -> Region | None:
+        """The smallest rectangle that holds the tissue of a tile's core, from the core square's own corner."""
+        tissue = self.tissue.pixels(tile.core, self.mpp)
+        rows, columns = np.flatnonzero(tissue.any(axis=1)), np.flatnonzero(tissue.any(axis=0))
+        if not len(rows):
+            return None
+        x, y = tile.core.x - tile.origin[0] - self.grid.halo, tile.core.y - tile.origin[1] - self.grid.halo
+        size = int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1
+        return Region(x + int(columns[0]), y + int(rows[0]), *size)
 
     def render(self, core: Region, intensities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
         """What is written of a core, and how strongly it is stained.
@@ -160,7 +178,22 @@ class StainJob:
             tissue = self.tissue.pixels(core, self.mpp)
             if not tissue.all():
                 planes[:, ~tissue] = self.spec.background
+        for lost in self.lost():
+            part = core.intersection(lost)
+            if part is not None:
+                y, x = part.y - core.y, part.x - core.x
+                planes[:, y : y + part.height, x : x + part.width] = self.spec.background
         return planes, positivity
+
+    def lost(self) -> tuple[Region, ...]:
+        """Where the slide could not be read, output pixels: so far found, so all that lies in tiles that were read."""
+        scale_x, scale_y = (self.mpp / own for own in (self.slide.mpp.x, self.slide.mpp.y))
+        return tuple(_touched(tile.place, scale_x, scale_y) for tile in self.slide.damaged if tile.is_lost)
+
+    def on_damage(self, tile: Tile) -> bool:
+        """Whether the network saw a place that could not be read."""
+        seen = Region(*tile.origin, tile.side, tile.side)
+        return any(seen.intersection(lost) is not None for lost in self.lost())
 
     def read_he(self, region: Region, mpp: float) -> NDArray[np.uint8]:
         """The slide's H&E at any pitch, for pictures: uint8 (height, width, 3)."""
@@ -169,3 +202,9 @@ class StainJob:
         rgb = self.slide.read(inside, mpp)
         missing = ((0, region.height - inside.height), (0, region.width - inside.width), (0, 0))
         return np.pad(rgb, missing, mode="edge")
+
+
+def _touched(part: Region, scale_x: float, scale_y: float) -> Region:
+    """The output pixels that level-0 pixels touch, a scale being level-0 pixels per output pixel."""
+    x, y = math.floor(part.x / scale_x), math.floor(part.y / scale_y)
+    return Region(x, y, max(1, math.ceil(part.right / scale_x) - x), max(1, math.ceil(part.bottom / scale_y) - y))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
+from mupd_wsi.errors import WorkerError
 from mupd_wsi.lookahead import in_order
 
 Item = TypeVar("Item")
@@ -38,9 +39,21 @@ def prefetch(
     """
     with ThreadPoolExecutor(workers, thread_name) as pool:
         try:
-            yield from in_order(pool, work, items, ahead)
+            yield from in_order(pool, _answering(work), items, ahead)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _answering(work: Callable[[Item], Result]) -> Callable[[Item], Result]:
+    """Work of which an exit of its thread is told as an error: it must not end the whole process as if all was done."""
+
+    def answer(item: Item) -> Result:
+        try:
+            return work(item)
+        except SystemExit as error:
+            raise WorkerError(f"a worker thread ended by itself ({error!r}); run again") from error
+
+    return answer
 
 
 class _StoppedError(Exception):
@@ -106,6 +119,8 @@ class Background(Generic[Item]):
             return
 
     def _check(self) -> None:
+        if isinstance(self._error, SystemExit):
+            raise WorkerError(f"the writing thread ended by itself ({self._error!r}); run again") from self._error
         if self._error is not None:
             raise self._error
 

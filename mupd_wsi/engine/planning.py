@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.journal import journal_bytes
 from mupd_wsi.engine.overlap import Stopwatch
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
 from mupd_wsi.request import StainOptions, StainPlan
@@ -41,6 +42,7 @@ def plan_stain(
     watch = Stopwatch()
     with opened_job(slide, targets, model, output, options, watch) as job:
         tiles = tuple(job.tiles())
+        covered = job.tissue_fraction if job.masked else 1.0
         return StainPlan(
             output=job.place.output,
             style=job.style,
@@ -52,7 +54,7 @@ def plan_stain(
             tiles_to_run=len(tiles),
             tissue_fraction=job.tissue_fraction,
             peak_memory_bytes=peak_memory(job),
-            disk_bytes=estimated_bytes(job.spec, job.tissue_fraction if job.masked else 1.0, job.place.file_format),
+            disk_bytes=estimated_bytes(job.spec, covered, job.place.file_format) + journal_bytes(job.spec, covered),
             seconds=watch.total() + _seconds_per_tile(job, tiles) * len(tiles) * OVERHEAD,
             warnings=job.warnings,
         )

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from mupd_wsi.engine.destination import check_destination, check_free_disk, destination
 from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.journal import journal_bytes
 from mupd_wsi.engine.looking import look_at
 from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageError
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
-from mupd_wsi.markers import Marker, Panel
+from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel
 from mupd_wsi.normalising import StainProfile, StainTransfer
 from mupd_wsi.request import IHC_NOTICE, NOTICE, Fuse, StainOptions, Style
 from mupd_wsi.slides import Slide
@@ -30,7 +31,6 @@ from mupd_wsi.writers.spec import Channel, ImageSpec
 if TYPE_CHECKING:
     from mupd_wsi.model import SampleOptions, Stainer
 
-NUCLEAR_MARKER: Final = "Hoechst"
 #: Dyes this many times stronger or weaker than the training slide's are told to the user.
 MAX_STRENGTH: Final = 2.0
 #: A slide may be this much coarser than the model before the user is warned.
@@ -110,9 +110,8 @@ def prepare_job(
         described += tuple(map(spread_channel, markers))
         kept = np.concatenate([kept, kept])
     spec = _image_spec(slide.name, markers, described, region, info.mpp, facts)
-    check_free_disk(
-        place.output.parent, estimated_bytes(spec, fraction if options.tissue_mask else 1.0, place.file_format)
-    )
+    covered = fraction if options.tissue_mask else 1.0
+    check_free_disk(place, estimated_bytes(spec, covered, place.file_format) + journal_bytes(spec, covered))
     return StainJob(
         slide=slide,
         stainer=stainer,

@@ -43,6 +43,7 @@ def opened_job(
     with ExitStack() as stack:
         with watch.stage("prepare"):
             opened = stack.enter_context(_opened(slide, options))
+            stack.enter_context(opened.forgiving())
             stainer = stack.enter_context(_loaded(model, options))
             job = prepare_job(opened, stainer, targets, None if output is None else Path(output), options)
         yield job

@@ -13,23 +13,34 @@ from numpy.typing import NDArray
 from mupd_wsi.engine.fusing import ReadTile, Stained, blended, joint
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Stopwatch, prefetch
+from mupd_wsi.tiling import Tile
 
 #: While the last tiles of one batch are in the network, its idle threads begin with the next batch.
 BATCHES_IN_FLIGHT: Final = 2
 
 
-def stained_tiles(job: StainJob, read: Iterator[ReadTile], watch: Stopwatch) -> Generator[Stained]:
+def tiles_to_read(job: StainJob, missing: Sequence[Tile]) -> tuple[Tile, ...]:
+    """The tiles that the network has to see for the cores that are missing; all, where tiles depend on each other."""
+    if job.fuse == "crop":
+        return tuple(missing)
+    return tuple(job.tiles()) if missing else ()
+
+
+def stained_tiles(
+    job: StainJob, read: Iterator[ReadTile], watch: Stopwatch, missing: Sequence[Tile] | None = None
+) -> Generator[Stained]:
     """Stain tiles as they come, join their overlaps, and give the cores that are written, in raster order.
 
     Close the generator to stop early.
 
     Args:
         job: the run.
-        read: the tiles of ``job.tiles()`` in raster order, with their H&E.
+        read: the tiles of :func:`tiles_to_read` in raster order, with their H&E.
         watch: counts the stage "network".
+        missing: the cores to give; None: all.
     """
     if job.fuse == "joint":
-        yield from joint(job, read, watch)
+        yield from _chosen(joint(job, read, watch), missing)
         return
     batches = prefetch(
         _timed_network(job, watch),
@@ -40,7 +51,15 @@ def stained_tiles(job: StainJob, read: Iterator[ReadTile], watch: Stopwatch) -> 
     )
     with closing(batches):
         stained = (([tile for tile, _ in pairs], intensities) for pairs, intensities in batches)
-        yield from blended(job, stained) if job.fuse == "blend" else stained
+        yield from _chosen(blended(job, stained), missing) if job.fuse == "blend" else stained
+
+
+def _chosen(stained: Iterator[Stained], missing: Sequence[Tile] | None) -> Iterator[Stained]:
+    """Of cores that come one at a time, those that are missing."""
+    if missing is None:
+        return stained
+    wanted = {tile.index for tile in missing}
+    return (one for one in stained if one[0][0].index in wanted)
 
 
 def _timed_network(job: StainJob, watch: Stopwatch) -> Callable[[Sequence[ReadTile]], NDArray[np.float32]]:

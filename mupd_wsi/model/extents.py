@@ -17,10 +17,19 @@ class Extent:
     start: int
     stop: int
 
+    @property
+    def length(self) -> int:
+        """px."""
+        return self.stop - self.start
+
     def widened(self, reach: int, step: int, length: int) -> Extent:
         """Larger by ``reach`` px on both sides, then to multiples of ``step``, within ``[0, length)``."""
         start = max(0, self.start - reach) // step * step
         return Extent(start, min(length, -(-(self.stop + reach) // step) * step))
+
+    def part(self, start: int, stop: int, step: int) -> Extent:
+        """What covers a part of it, px from its own start, in whole steps."""
+        return Extent(self.start + start // step * step, min(self.stop, self.start - (-stop // step) * step))
 
     def whole_windows(self, lead: int, window: int, length: int) -> Extent:
         """Larger, to where windows begin and end (``lead + k * window``), within ``[0, length)``."""
@@ -36,26 +45,29 @@ class Needs:
     Attributes:
         down: what each stage on the way down is given, finest first; last, what the trunk is given.
         up: what each stage on the way up is given, finest first.
+        head: what the heads are given.
         wanted: what comes out.
     """
 
     down: tuple[Extent, ...]
     up: tuple[Extent, ...]
+    head: Extent
     wanted: Extent
 
 
-def needs(config: NetworkConfig, length: int, lead: int, margin: int) -> Needs:
+def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Needs:
     """Work back from what is wanted: convolutions need their reach beyond it, attention whole windows.
 
     Args:
         config: shape of the network.
         length: of the axis, px.
         lead: px before the first whole window.
-        margin: px on each side that are not wanted.
+        wanted: what has to come out, in multiples of the network's patch.
     """
     strides = [config.patch * 2**level for level in range(len(config.stage_widths))]
     reaches = [d * (config.kernel // 2) * stride for d, stride in zip(config.stage_depths, strides, strict=True)]
-    wanted = part = Extent(margin, length - margin)
+    reach = config.readout_depth * (config.kernel // 2) * config.patch
+    head = part = wanted.widened(reach, config.patch, length)
     up = []
     for reach, stride in zip(reaches, strides, strict=True):
         part = part.widened(reach, 2 * stride, length)
@@ -65,7 +77,7 @@ def needs(config: NetworkConfig, length: int, lead: int, margin: int) -> Needs:
     for reach, stride in zip(reversed(reaches), reversed(strides), strict=True):
         part = part.widened(reach, stride, length)
         down.append(part)
-    return Needs(tuple(reversed(down)), tuple(up), wanted)
+    return Needs(tuple(reversed(down)), tuple(up), head, wanted)
 
 
 def cut(x: Tensor, given: Sequence[Extent], kept: Sequence[Extent], stride: int) -> Tensor:

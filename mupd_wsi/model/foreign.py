@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mupd_wsi.errors import BundleError, UsageError
+from mupd_wsi.geometry import Region
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo
+from mupd_wsi.model.memory import BatchWidth
 from mupd_wsi.model.stainer import SampleOptions, Stainer, resolve_device
 from mupd_wsi.request import Fuse
 
@@ -103,6 +105,7 @@ class ForeignStainer(Stainer):
         if tile <= 2 * halo or halo < 0:
             raise UsageError(f"a tile of {tile} px leaves nothing within a halo of {halo} px")
         self.device, self.precision, self.batch_size = resolve_device(device), "fp32", 1
+        self.fitting = BatchWidth(1)
         self._model, self._transform, self._lock = model, model.get_transform(), Lock()
         self._low, self._high = model.output_range
         network = getattr(model, "model", None)
@@ -119,13 +122,14 @@ class ForeignStainer(Stainer):
         options: SampleOptions,
         channels: Sequence[int] | None = None,
         margin: int = 0,
+        parts: Sequence[Region | None] | None = None,
     ) -> NDArray[np.float32]:
         """As :meth:`Stainer.stain`: the output range becomes 0 to 255, and what lies beyond it is cut.
 
         Raises:
             BundleError: the model gives another shape than it promises.
         """
-        del origins, options
+        del origins, options, parts
         wanted = list(range(len(self.info.panel)) if channels is None else channels)
         return np.stack([self._one(tile, wanted, margin) for tile in rgb])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
@@ -9,11 +11,15 @@ from mupd_wsi.model.blocks import (
     ConvBlock,
     TimeEmbedding,
     TransformerBlock,
+    affine,
     depth_to_space,
     space_to_depth,
 )
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.extents import Extent, Needs, cut, needs
+
+#: Parts that stay fp32 whatever the precision, so that what comes out is not rounded to bf16's 8 bits.
+KEPT_PRECISE: Final = frozenset({"time", "head_norm", "head", "readout_head"})
 
 
 class MuPDNetwork(nn.Module):
@@ -55,6 +61,11 @@ class MuPDNetwork(nn.Module):
         self.up_stages = nn.ModuleList(stage(level) for level in levels)
         self.head_norm = nn.LayerNorm(widths[0])
         self.head = nn.Linear(widths[0], patch_area * config.targets)
+        if config.readout_depth:
+            self.readout_blocks = nn.ModuleList(
+                ConvBlock(widths[0], config.time_width, config.kernel) for _ in range(config.readout_depth)
+            )
+            self.readout_head = nn.Linear(widths[0], patch_area * config.targets)
         nn.init.zeros_(self.trunk_modulation.bias)
         nn.init.normal_(self.head.weight, std=0.01)
 
@@ -66,7 +77,7 @@ class MuPDNetwork(nn.Module):
         text: Tensor | None = None,
         rna: Tensor | None = None,
         lead: int = 0,
-        margin: int = 0,
+        wanted: tuple[Extent, Extent] | None = None,
     ) -> Tensor:
         """Predict x0.
 
@@ -78,18 +89,45 @@ class MuPDNetwork(nn.Module):
             text: text tokens (B, M, text_width), or None.
             rna: RNA tokens (B, M, rna_width), or None.
             lead: trunk tokens before the first whole attention window, on both axes.
-            margin: px on each side that are not wanted, a multiple of ``config.patch``. What they are needed for is
-                still computed, and nothing more.
+            wanted: rows and columns of the image that have to come out, in multiples of ``config.patch``; None is all.
+                What they are needed for is computed, and nothing more.
 
         Returns:
-            x0 (B, targets, H - 2 * margin, W - 2 * margin), in the standardised space of the training targets.
+            (B, targets, H, W) of what is wanted: x0 in the standardised space of the training targets. Of a read-out
+            (no ``noisy``) with blocks of its own (``config.readout_depth``): expected intensities.
+        """
+        features, parts = self.features(image, t, noisy, text, rna, lead, wanted)
+        if noisy is None and self.config.readout_depth:
+            return self._read_out(features, parts, t)
+        inner = cut(features, [part.head for part in parts], [part.wanted for part in parts], self.config.patch)
+        return self.pixels(affine(inner, self.head))
+
+    def features(
+        self,
+        image: Tensor | None,
+        t: Tensor,
+        noisy: Tensor | None = None,
+        text: Tensor | None = None,
+        rna: Tensor | None = None,
+        lead: int = 0,
+        wanted: tuple[Extent, Extent] | None = None,
+    ) -> tuple[Tensor, list[Needs]]:
+        """What the heads are given, normalised: fp32 (B, h, w, stage_widths[0]), one vector a patch.
+
+        Args: those of :meth:`forward`.
+
+        Returns:
+            The features, and for rows and columns what they cover (``head``) and what of it is wanted.
         """
         time = self.time(t).to(self.trunk_modulation.weight.dtype)
         x, contexts = self._embed(image, noisy)
         contexts |= {name: tokens for name, tokens in (("text", text), ("rna", rna)) if tokens is not None}
         stride, window = self.config.trunk_stride, self.config.window
-        parts = [needs(self.config, tokens * self.config.patch, lead * stride, margin) for tokens in x.shape[1:3]]
         whole = [Extent(0, tokens * self.config.patch) for tokens in x.shape[1:3]]
+        parts = [
+            needs(self.config, axis.length, lead * stride, part)
+            for axis, part in zip(whole, wanted or whole, strict=True)
+        ]
         trunk = [part.down[-1] for part in parts]
         maps = {name: cut(c, whole, trunk, stride) if c.ndim == 4 else c for name, c in contexts.items()}
         leads = tuple((lead - part.start // stride) % window for part in trunk)
@@ -98,8 +136,8 @@ class MuPDNetwork(nn.Module):
         for block in self.trunk:
             x = block(x, modulation, maps, leads)
         x = self._ascend(x, skips, parts, time)
-        out = self.head(self.head_norm(x.to(self.head.weight.dtype)))
-        return depth_to_space(out, self.config.patch).permute(0, 3, 1, 2)
+        normed: Tensor = self.head_norm(x.to(self.head.weight.dtype))
+        return normed, parts
 
     def _descend(self, x: Tensor, parts: list[Needs], time: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The way down: what the trunk is given, and what each stage keeps for the way up."""
@@ -109,7 +147,7 @@ class MuPDNetwork(nn.Module):
                 x = block(x, time)
             given, stride = [part.down[level] for part in parts], self.config.patch * 2**level
             skips.append(cut(x, given, [part.up[level] for part in parts], stride))
-            x = down(space_to_depth(cut(x, given, [part.down[level + 1] for part in parts], stride), 2))
+            x = affine(space_to_depth(cut(x, given, [part.down[level + 1] for part in parts], stride), 2), down)
         return x, skips
 
     def _ascend(self, x: Tensor, skips: list[Tensor], parts: list[Needs], time: Tensor) -> Tensor:
@@ -117,18 +155,29 @@ class MuPDNetwork(nn.Module):
         given = [part.down[-1] for part in parts]
         for level in reversed(range(len(skips))):
             kept, stride = [part.up[level] for part in parts], self.config.patch * 2**level
-            x = depth_to_space(self.ups[level](cut(x, given, kept, 2 * stride)), 2)
-            x = self.merges[level](torch.cat([x, skips[level]], dim=-1))
+            x = depth_to_space(affine(cut(x, given, kept, 2 * stride), self.ups[level]), 2)
+            x = affine(torch.cat([x, skips[level]], dim=-1), self.merges[level])
             for block in self.up_stages[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, time)
             given = kept
-        return cut(x, given, [part.wanted for part in parts], self.config.patch)
+        return cut(x, given, [part.head for part in parts], self.config.patch)
+
+    def _read_out(self, features: Tensor, parts: list[Needs], t: Tensor) -> Tensor:
+        """Expected intensities of what is wanted, from the normalised features of what the heads are given."""
+        x, time = (part.to(self.trunk_modulation.weight.dtype) for part in (features, self.time(t)))
+        for block in self.readout_blocks:
+            x = block(x, time)
+        inner = cut(x, [part.head for part in parts], [part.wanted for part in parts], self.config.patch)
+        return self.pixels(affine(inner.to(self.readout_head.weight.dtype), self.readout_head))
+
+    def pixels(self, patches: Tensor) -> Tensor:
+        """(B, H/p, W/p, p * p * targets) to (B, targets, H, W)."""
+        return depth_to_space(patches, self.config.patch).permute(0, 3, 1, 2)
 
     def as_precision(self, dtype: torch.dtype) -> MuPDNetwork:
-        """Convert the weights, all but the time embedding's and the head's: those stay fp32, so that what comes out is
-        not rounded to bf16's 8 bits."""
+        """Convert the weights, all but those of :data:`KEPT_PRECISE`."""
         for name, child in self.named_children():
-            child.to(torch.float32 if name in ("time", "head_norm", "head") else dtype)
+            child.to(torch.float32 if name in KEPT_PRECISE else dtype)
         return self
 
     def _embed(self, image: Tensor | None, noisy: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,10 +186,10 @@ class MuPDNetwork(nn.Module):
         parts: list[Tensor] = []
         if image is not None:
             pixels = image.permute(0, 2, 3, 1)
-            parts.append(self.embed_image(space_to_depth(pixels, self.config.patch)))
-            contexts["image"] = self.embed_context(space_to_depth(pixels, self.config.trunk_stride))
+            parts.append(affine(space_to_depth(pixels, self.config.patch), self.embed_image))
+            contexts["image"] = affine(space_to_depth(pixels, self.config.trunk_stride), self.embed_context)
         if noisy is not None:
-            parts.append(self.embed_noisy(space_to_depth(noisy.permute(0, 2, 3, 1), self.config.patch)))
+            parts.append(affine(space_to_depth(noisy.permute(0, 2, 3, 1), self.config.patch), self.embed_noisy))
         if not parts:
             raise ValueError("the network needs the H&E image or a noisy stain, got neither")
         return sum(parts[1:], parts[0]), contexts

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mupd_wsi.errors import BundleError, UsageError
+from mupd_wsi.geometry import Region
 from mupd_wsi.model.bundle import ModelInfo, find_bundle, read_info, read_weights
+from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
+from mupd_wsi.model.memory import BatchWidth
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise
 from mupd_wsi.request import Readout
@@ -50,10 +53,18 @@ class SampleOptions:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is returned of a tile: these channels, without ``margin`` px on each side."""
+    """What is computed of a tile: these channels of these rows and columns, px of the tile."""
 
     channels: tuple[int, ...]
-    margin: int
+    rows: Extent
+    columns: Extent
+
+    def within(self, part: Region | None, patch: int) -> Wanted | None:
+        """What covers a part of it, given from its own corner, in whole patches; None where that is nothing."""
+        if part is None:
+            return None
+        rows = self.rows.part(part.y, part.bottom, patch)
+        return replace(self, rows=rows, columns=self.columns.part(part.x, part.right, patch))
 
 
 class Stainer:
@@ -66,7 +77,8 @@ class Stainer:
         info: the model's card.
         device: "cpu", "cuda" or "cuda:N".
         precision: "fp32" or "bf16".
-        batch_size: tiles that :meth:`stain` works on at a time; more are split.
+        batch_size: tiles that :meth:`stain` works on at a time, memory permitting; more are split.
+        fitting: tiles at a time that the device has had memory for.
         stepwise: whether single steps of the flow can be asked for (:meth:`predict`), to join tiles at every step.
     """
 
@@ -84,6 +96,7 @@ class Stainer:
             self._threads = ThreadPoolExecutor(self.batch_size, "mupd-network", initializer=_one_torch_thread)
         else:
             self.batch_size = batch_size or CUDA_BATCH
+        self.fitting = BatchWidth(self.batch_size)
 
     def stain(
         self,
@@ -92,6 +105,7 @@ class Stainer:
         options: SampleOptions,
         channels: Sequence[int] | None = None,
         margin: int = 0,
+        parts: Sequence[Region | None] | None = None,
     ) -> NDArray[np.float32]:
         """Stain tiles.
 
@@ -102,23 +116,28 @@ class Stainer:
             channels: markers to return, in this order; None means all.
             margin: px of the halo that are not returned, a multiple of the network's patch: what they are not needed
                 for is not computed.
+            parts: of what is returned of each tile, what is wanted; None of a tile: nothing. The rest may come as 0.
 
         Returns:
             float32 (B, len(channels), H - 2 * margin, W - 2 * margin): intensities in the units of the training stain,
             0-255.
         """
-        wanted = Wanted(tuple(range(len(self.info.panel)) if channels is None else channels), margin)
+        rows, columns = (Extent(margin, side - margin) for side in rgb.shape[1:3])
+        wanted = Wanted(tuple(range(len(self.info.panel)) if channels is None else channels), rows, columns)
         if self._threads is not None:
-            return self._stain_by_threads(self._threads, rgb, origins, options, wanted)
-        parts = []
-        for start in range(0, len(rgb), self.batch_size):
-            batch, places = rgb[start : start + self.batch_size], list(origins[start : start + self.batch_size])
-            missing = self.batch_size - len(batch)
+            return self._stain_by_threads(self._threads, rgb, origins, options, wanted, parts)
+        answers: dict[int, NDArray[np.float32]] = {}
+
+        def stain_part(part: slice, width: int) -> None:
+            batch, places = rgb[part], list(origins[part])
+            missing = width - len(batch)
             padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
             places += places[-1:] * missing
             planes = torch.stack(list(self._planes(padded, places, options, wanted)), dim=1)
-            parts.append(planes[: len(batch)].cpu().numpy())
-        return np.concatenate(parts)
+            answers[part.start] = planes[: len(batch)].cpu().numpy()
+
+        self.fitting.in_parts(len(rgb), stain_part)
+        return np.concatenate(list(answers.values()))
 
     def times(self, options: SampleOptions) -> tuple[float, ...]:
         """Flow times of a read-out's evaluations, from 1 down, and 0 in the end."""
@@ -147,12 +166,13 @@ class Stainer:
             times = torch.full((len(part),), t, device=self.device)
             out[part] = self._predictor(rgb[part])(x, times).cpu().numpy()
 
-        if self._threads is not None:
-            for job in [self._threads.submit(run, np.array([i])) for i in range(len(rgb))]:
-                job.result()
-        else:
-            for start in range(0, len(rgb), self.batch_size):  # of a fixed shape: the last tile fills up the last batch
-                run(np.minimum(np.arange(start, start + self.batch_size), len(rgb) - 1))
+        def run_part(part: slice, width: int) -> None:
+            if self._threads is not None:
+                _each(self._threads, lambda i: run(np.array([i])), part)
+            else:  # of a fixed shape: the last tile fills up the last batch
+                run(np.minimum(np.arange(part.start, part.start + width), len(rgb) - 1))
+
+        self.fitting.in_parts(len(rgb), run_part)
         return out
 
     def intensities(self, x0: NDArray[np.float32], readout: Readout, channels: Sequence[int]) -> NDArray[np.float32]:
@@ -173,17 +193,26 @@ class Stainer:
         origins: Sequence[tuple[int, int]],
         options: SampleOptions,
         wanted: Wanted,
+        parts: Sequence[Region | None] | None,
     ) -> NDArray[np.float32]:
-        height, width = (side - 2 * wanted.margin for side in rgb.shape[1:3])
-        out = np.empty((len(rgb), len(wanted.channels), height, width), np.float32)
+        made = np.empty if parts is None else np.zeros
+        out = made((len(rgb), len(wanted.channels), wanted.rows.length, wanted.columns.length), np.float32)
 
         def stain_one(i: int) -> None:
             one = slice(i, i + 1)
-            for place, plane in enumerate(self._planes(rgb[one], origins[one], options, wanted)):
-                out[i, place] = plane[0].numpy()
+            inner = wanted if parts is None else wanted.within(parts[i], self.info.network.patch)
+            if inner is None:
+                return
+            rows = slice(inner.rows.start - wanted.rows.start, inner.rows.stop - wanted.rows.start)
+            columns = slice(inner.columns.start - wanted.columns.start, inner.columns.stop - wanted.columns.start)
+            for place, plane in enumerate(self._planes(rgb[one], origins[one], options, inner)):
+                out[i, place, rows, columns] = plane[0].numpy()
 
-        for job in [threads.submit(stain_one, i) for i in range(len(rgb))]:
-            job.result()
+        def stain_part(part: slice, width: int) -> None:
+            del width  # a tile needs no company
+            _each(threads, stain_one, part)
+
+        self.fitting.in_parts(len(rgb), stain_part)
         return out
 
     @torch.inference_mode()
@@ -196,31 +225,34 @@ class Stainer:
     ) -> Iterator[Tensor]:
         """Intensities of one channel after the other, (B, H, W) each: one fits the processor's cache, all do not."""
         if options.readout == "mean":
-            x0 = read_out(self._predictor(rgb, wanted.margin), len(rgb), torch.device(self.device))
+            x0 = read_out(self._predictor(rgb, (wanted.rows, wanted.columns)), len(rgb), torch.device(self.device))
         else:
             noise = self._noise(rgb.shape, origins, options.seed)
             *_, x0 = euler_states(self._predictor(rgb), noise, self._steps(options))
-            inner = slice(wanted.margin, -wanted.margin or None)
-            x0 = x0[:, :, inner, inner]
+            rows, columns = wanted.rows, wanted.columns
+            x0 = x0[:, :, rows.start : rows.stop, columns.start : columns.stop]
         for channel in wanted.channels:
             yield self._intensity(x0[:, channel], channel, options.readout)
 
-    def _predictor(self, rgb: NDArray[np.uint8], margin: int = 0) -> PredictX0:
-        """The network with the H&E of tiles bound to it."""
+    def _predictor(self, rgb: NDArray[np.uint8], part: tuple[Extent, Extent] | None = None) -> PredictX0:
+        """The network with the H&E of tiles bound to it, and what is wanted of them."""
         pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
         image = image_features(pixels).to(self._dtype)
         lead = self.info.lead // self.info.network.trunk_stride
 
         def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
             noisy = None if noisy is None else noisy.to(self._dtype)
-            x0: Tensor = self._network(image, t, noisy, lead=lead, margin=margin)
+            x0: Tensor = self._network(image, t, noisy, lead=lead, wanted=part)
             return x0.float().contiguous()
 
         return predict
 
-    def _intensity(self, x0: Tensor, channel: int, readout: Readout) -> Tensor:
+    def _intensity(self, values: Tensor, channel: int, readout: Readout) -> Tensor:
+        """Of one channel, from what the network gives for it, any shape."""
+        expected = readout == "mean" and self.info.network.readout_depth > 0
+        root = values.clamp_min(0).sqrt() if expected else self.info.transform.root(values, channel)
         curves = self.info.calibration if readout == "mean" else self.info.draw_calibration
-        return curves.apply(self.info.transform.root(x0, channel), channel).clamp_(0, 255)
+        return curves.apply(root, channel).clamp_(0, 255)
 
     def _steps(self, options: SampleOptions) -> int:
         return options.steps or self.info.steps
@@ -306,6 +338,14 @@ class _Uninitialised(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def _each(threads: ThreadPoolExecutor, work: Callable[[int], None], part: slice) -> None:
+    """Work on some tiles, a thread each."""
+    jobs = [threads.submit(work, i) for i in range(part.start, part.stop)]
+    wait(jobs)  # all of them, so that after a failure none still holds memory
+    for job in jobs:
+        job.result()
 
 
 def _one_torch_thread() -> None:

@@ -62,13 +62,7 @@ class OpenSlideSource:
             SlideError: OpenSlide cannot open it.
         """
         self._path = path
-        try:
-            self._slide = openslide.OpenSlide(path)
-        except openslide.OpenSlideError as error:
-            raise SlideError(
-                f"{path.name} cannot be opened as a slide ({error}); check that it is whole, with its companion files"
-            ) from error
-        self._slide.set_cache(openslide.OpenSlideCache(_OPENSLIDE_CACHE_BYTES))
+        self._slide = self._opened()
         vendor = self._slide.properties.get("openslide.vendor", "")
         name = "Hamamatsu NDPI" if path.suffix.lower() == ".ndpi" else _FORMATS.get(vendor, f"OpenSlide {vendor}")
         levels = tuple(TileLevel(Size(w, h), Size(_BLOCK, _BLOCK)) for w, h in self._slide.level_dimensions)
@@ -81,12 +75,30 @@ class OpenSlideSource:
         origin = (round(column * _BLOCK * downsample), round(row * _BLOCK * downsample))
         try:
             block = self._slide.read_region(origin, level, (size.width, size.height))
+        except openslide.OpenSlideError:
+            # A slide that has met damage, perhaps in another thread, answers nothing any more: ask a fresh one.
+            fresh = self._opened()
+            try:
+                block = fresh.read_region(origin, level, (size.width, size.height))
+            except openslide.OpenSlideError as error:
+                self._slide = self._opened()
+                raise SlideError(
+                    f"{self._path.name}: level {level} near {origin[0]},{origin[1]} cannot be decoded ({error}); "
+                    "fetch the slide again"
+                ) from error
+            self._slide = fresh
+        return on_white(np.asarray(block))
+
+    def _opened(self) -> openslide.OpenSlide:
+        try:
+            slide = openslide.OpenSlide(self._path)
         except openslide.OpenSlideError as error:
             raise SlideError(
-                f"{self._path.name}: level {level} near {origin[0]},{origin[1]} cannot be decoded ({error}); "
-                "fetch the slide again"
+                f"{self._path.name} cannot be opened as a slide ({error}); check that it is whole, with its companion "
+                "files"
             ) from error
-        return on_white(np.asarray(block))
+        slide.set_cache(openslide.OpenSlideCache(_OPENSLIDE_CACHE_BYTES))
+        return slide
 
     def close(self) -> None:
         """Release the file. Safe to call twice."""

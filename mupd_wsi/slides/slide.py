@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +13,10 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mupd_wsi.errors import PixelSizeError, RegionError, SlideError
+from mupd_wsi.errors import PixelSizeError, RegionError, SlideError, SlideLostError
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.slides.cache import DEFAULT_CACHE_BYTES, TileCache
+from mupd_wsi.slides.damage import DamagedTile, DamageLog
 from mupd_wsi.slides.resample import Taps, make_taps, resample
 from mupd_wsi.slides.source import PixelSource, RawMpp
 
@@ -60,6 +62,8 @@ class Slide:
         self._given_mpp = mpp
         self._cache = TileCache(cache_bytes)
         self._closed = False
+        self._damage: DamageLog | None = None
+        self._bytes = path.stat().st_size if path.is_file() else None
         facts = source.facts
         full = facts.levels[0].size
         self._scales = tuple(
@@ -180,6 +184,25 @@ class Slide:
         """Level-0 pixels per pixel of :meth:`thumbnail`, the same on both axes."""
         return max(1.0, max(self.size.width, self.size.height) / max_side)
 
+    @contextmanager
+    def forgiving(self) -> Iterator[DamageLog]:
+        """While the block runs, tiles that cannot be decoded are white, and noted; those of coarser levels are computed
+        from the finer one. More than 1 % of lost ones is an error, and so is a file that cannot be read any more.
+        """
+        tiles = self._source.facts.levels[0]
+        columns, rows = -(-tiles.size.width // tiles.tile.width), -(-tiles.size.height // tiles.tile.height)
+        before, self._damage = self._damage, DamageLog(self.path.name, columns * rows)
+        try:
+            yield self._damage
+        finally:
+            self._damage = before
+            self._cache.clear()
+
+    @property
+    def damaged(self) -> tuple[DamagedTile, ...]:
+        """What was found to be damaged inside :meth:`forgiving`."""
+        return self._damage.tiles if self._damage is not None else ()
+
     def fingerprint(self) -> str:
         """A quick identity of the slide's data: SHA-256 over the size, the first and the last MiB of the file.
 
@@ -220,19 +243,72 @@ class Slide:
         """Copy what one tile has of a region (level pixels) into the region's array."""
         if self._closed:
             raise SlideError(f"{self.path.name} was closed; open it again before reading")
-        grid = self._source.facts.levels[level]
-        tile = self._cache.get((level, column, row), lambda: self._source.tile(level, column, row))
-        clipped = grid.tile_size(column, row)
-        place = Region(column * grid.tile.width, row * grid.tile.height, clipped.width, clipped.height)
+        tile = self._cache.get((level, column, row), lambda: self._decoded(level, column, row))
+        place = self._place(level, column, row)
         part = region.intersection(place)
-        if part is None or tile.shape != (clipped.height, clipped.width, 3):
-            raise SlideError(
-                f"{self.path.name}: tile {column},{row} of level {level} is {tile.shape[1]} x {tile.shape[0]} px where "
-                f"{clipped} was promised; the file is damaged, fetch it again"
-            )
+        if part is None:
+            raise RegionError(f"tile {column},{row} of level {level} does not touch the region {region}")
         out[part.y - region.y : part.bottom - region.y, part.x - region.x : part.right - region.x] = tile[
             part.y - place.y : part.bottom - place.y, part.x - place.x : part.right - place.x
         ]
+
+    def _place(self, level: int, column: int, row: int) -> Region:
+        """What a tile covers, level pixels."""
+        grid = self._source.facts.levels[level]
+        clipped = grid.tile_size(column, row)
+        return Region(column * grid.tile.width, row * grid.tile.height, clipped.width, clipped.height)
+
+    def _decoded(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
+        """One tile, uint8 (h, w, 3), of the size that the grid promises."""
+        place, name = self._place(level, column, row), f"{self.path.name}: tile {column},{row} of level {level}"
+        try:
+            tile = self._source.tile(level, column, row)
+            if tile.shape != (place.height, place.width, 3):
+                raise SlideError(
+                    f"{name} is {tile.shape[1]} x {tile.shape[0]} px where {place.size} was promised; the file is "
+                    "damaged, fetch it again"
+                )
+        except SlideLostError:
+            raise
+        except SlideError as error:
+            self._require_present()
+            if self._damage is None:
+                raise
+            self._damage.add(self._damaged_tile(level, column, row, str(error.args[0])))
+            return self._from_finer(level, place) if level else np.full((place.height, place.width, 3), 255, np.uint8)
+        return tile
+
+    def _damaged_tile(self, level: int, column: int, row: int, reason: str) -> DamagedTile:
+        place, (sx, sy) = self._place(level, column, row), self._scales[level]
+        x, y = int(place.x * sx), int(place.y * sy)
+        region = (x, y, round(place.right * sx) - x, round(place.bottom * sy) - y)
+        return DamagedTile(level, row, column, region, reason)
+
+    def _from_finer(self, level: int, place: Region) -> NDArray[np.uint8]:
+        """What a level should hold at a place (level pixels), computed from the finer level."""
+        size, finer = self._source.facts.levels[level - 1].size, self._scales[level - 1]
+        scale_x, scale_y = (mine / theirs for mine, theirs in zip(self._scales[level], finer, strict=True))
+        columns = make_taps(place.x, place.width, scale_x, size.width)
+        rows = make_taps(place.y, place.height, scale_y, size.height)
+        return resample(self._read_taps(level - 1, rows, columns), rows, columns)
+
+    def _require_present(self) -> None:
+        """Tell damage inside a file from a file that is gone, shrunk, or on a disk that fails."""
+        try:
+            if self._bytes is None:
+                there = self.path.is_dir()
+            else:
+                there = self.path.stat().st_size == self._bytes
+                with self.path.open("rb") as stream:
+                    for position in (0, self._bytes // 2, max(0, self._bytes - 1)):
+                        stream.seek(position)
+                        there = there and stream.read(1) != b""
+        except OSError as error:
+            raise SlideLostError(
+                f"{self.path} cannot be read any more ({error.strerror}); see to its disk or network, and run again"
+            ) from error
+        if not there:
+            raise SlideLostError(f"{self.path} was changed or removed while it was read; put it back, and run again")
 
     def _read_scaled(self, region: Region, scale_x: float, scale_y: float) -> NDArray[np.uint8]:
         """Read output pixels of ``scale_x`` by ``scale_y`` level-0 pixels, in strips of bounded source area."""

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from mupd_wsi.errors import SlideError
+from mupd_wsi.errors import SlideError, SlideLostError
 from mupd_wsi.slides import pixelsize
 from mupd_wsi.slides.source import RawMpp, SourceFacts
 from mupd_wsi.slides.tiff_layout import LayoutError, Plane, read_levels, require_complete
@@ -84,7 +84,10 @@ class TiffSource:
         offset, count = int(plane.offsets[index]), int(plane.counts[index])
         if count == 0:
             return None
-        data = self._file.read(offset, count)
+        try:
+            data = self._file.read(offset, count)
+        except OSError as error:
+            raise SlideLostError(f"{place} cannot be read any more ({error.strerror}); see to its disk") from error
         if len(data) < count or (plane.is_jpeg and not _is_whole_jpeg(data)):
             raise SlideError(f"{place} is damaged (bytes {offset} to {offset + count}); fetch the slide again")
         try:

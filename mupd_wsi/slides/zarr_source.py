@@ -11,7 +11,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from mupd_wsi.errors import SlideError
+from mupd_wsi.errors import SlideError, SlideLostError
 from mupd_wsi.geometry import Size
 from mupd_wsi.slides.pixelsize import um_per_unit
 from mupd_wsi.slides.source import RawMpp, SourceFacts, TileLevel
@@ -62,11 +62,17 @@ class ZarrSource:
         window = {"y": slice(y, y + size.height), "x": slice(x, x + size.width), "c": slice(None)}
         try:
             pixels = np.asarray(self._arrays[level][tuple(window.get(axis, 0) for axis in self._axes)])
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except OSError as error:
+            raise SlideLostError(
+                f"{self._path} cannot be read any more ({error.strerror or error}); see to its disk or network"
+            ) from error
+        except (KeyError, ValueError, RuntimeError) as error:
             raise SlideError(
                 f"{self._path.name}: block {column},{row} of level {level} cannot be decoded "
                 f"({' '.join(str(error).split())[:200]}); fetch the slide again"
             ) from error
+        if not self._path.is_dir():  # its chunks then read as never written
+            raise SlideLostError(f"{self._path} was removed while it was read; put it back, and run again")
         kept = [axis for axis in self._axes if axis in window]
         return np.ascontiguousarray(pixels.transpose([kept.index(axis) for axis in "yxc"]))
 

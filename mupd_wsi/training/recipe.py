@@ -38,6 +38,8 @@ class Recipe:
         color_jitter: strength of the stain-space colour augmentation; 0 turns it off.
         seed: of weights, crops, augmentation and noise.
         validate_every: steps between looks at the dev split.
+        readout_depth: blocks of the read-out that :mod:`mupd_wsi.training.readout` fits after this training; 0: none.
+        readout_steps: optimiser steps of that.
         sample_steps: default number of network evaluations of a draw, for the model's card.
         limits: what may not be expected of the model, for its card.
     """
@@ -62,6 +64,8 @@ class Recipe:
     color_jitter: float = 1.0
     seed: int = 0
     validate_every: int = 250
+    readout_depth: int = 0
+    readout_steps: int = 600
     sample_steps: int = 4
     limits: tuple[str, ...] = ()
 

@@ -11,6 +11,7 @@ from mupd_wsi.validation.findings import Finding, ValidationReport
 from mupd_wsi.validation.image import UnreadableError
 from mupd_wsi.validation.tiff_image import open_tiff_image
 from mupd_wsi.validation.zarr_image import open_zarr_image
+from mupd_wsi.writers.staging import work_folder
 
 __all__ = ["Finding", "ValidationReport", "validate_slide"]
 
@@ -39,6 +40,9 @@ def validate_slide(path: str | Path) -> ValidationReport:
     except UnreadableError as error:
         findings = [Finding("error", error.code, str(error))]
     leftovers = sorted(place.parent.glob(f".{escape(place.name)}.*-*"))
+    if work_folder(place).exists():
+        message = f"{work_folder(place).name} beside it is a run that was stopped; the same command goes on there"
+        findings.append(Finding("warning", "unfinished", message))
     if leftovers:
         message = f"{leftovers[0].name} beside it is left of a run that was killed; delete it"
         findings.append(Finding("warning", "leftover", message))

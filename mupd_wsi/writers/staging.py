@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mupd_wsi.errors import MupdError, OutputError
+
+_ENDING = re.compile(r"(?:\.ome)?\.(?:tiff?|zarr)$", re.IGNORECASE)
+#: What an output folder is called that was moved aside for a new one.
+REPLACED = "replaced"
+
+
+def work_folder(output: Path) -> Path:
+    """Where the unfinished work for an output lies, beside it: ``.slide.CD8.mupd-part`` for ``slide.CD8.ome.tiff``.
+
+    Outputs whose names differ by their ending alone share one, as they share a preview.
+    """
+    return output.with_name(f".{_ENDING.sub('', output.name)}.mupd-part")
 
 
 def hidden_sibling(path: Path, purpose: str) -> Path:
@@ -60,11 +73,13 @@ def move_file(temporary: Path, final: Path) -> None:
 
 
 def move_folder(temporary: Path, final: Path) -> None:
-    """Give a finished folder its final name; what is there is moved aside first and deleted last."""
+    """Give a finished folder its final name; what is there is moved aside, beside ``temporary``, and deleted last."""
     for part in temporary.rglob("*"):
         if part.is_file():
             sync_file(part)
-    aside = hidden_sibling(final, "replaced") if final.exists() or final.is_symlink() else None
+    aside = None
+    if final.exists() or final.is_symlink():
+        aside = temporary.with_name(hidden_sibling(final, REPLACED).name)
     if aside is not None:
         final.rename(aside)
     try:

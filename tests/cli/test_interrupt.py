@@ -47,7 +47,7 @@ STUBBORN = """
 
 
 @pytest.mark.parametrize("script", [SCRIPT.format(body=PATIENT), SCRIPT.format(body=STUBBORN), EARLY])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_signal_ends_the_command(script: str, number: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from mupd_wsi.cli.console import Console
 from mupd_wsi.cli.progress import PlainLines, duration, line, progress_display
+from mupd_wsi.request import Progress
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (59.6, "1:00"), (83, "1:23"), (3723, "1:02:03")])
@@ -23,17 +21,17 @@ def test_plain_lines_come_every_few_seconds_and_at_the_end(capsys: pytest.Captur
     times = iter([100.0, 101.0, 106.0, 107.0, 108.0])
     lines = PlainLines(lambda: next(times))
     for done in (0, 1, 6, 7, 10):
-        lines(_progress(done, 10))
+        lines(Progress(done, 10))
     assert capsys.readouterr().err.splitlines() == [
         "tiles 6/10, 1.00 tiles/s, ETA 0:04",
         "tiles 10/10, 1.25 tiles/s, ETA 0:00",
     ]
 
 
+def test_tiles_of_an_earlier_run_do_not_count_as_speed() -> None:
+    assert line(12, 48, 8.0, resumed=8) == "tiles 12/48, 0.50 tiles/s, ETA 1:12"
+
+
 def test_quiet_shows_nothing() -> None:
     with progress_display(Console(quiet=True)) as report:
         assert report is None
-
-
-def _progress(done: int, total: int) -> Any:
-    return SimpleNamespace(done=done, total=total)

@@ -111,6 +111,7 @@ def test_a_preview_that_would_replace_the_slide(tmp_path: Path) -> None:
 
 
 def test_free_disk(tmp_path: Path) -> None:
-    check_free_disk(tmp_path, 1)
+    place = destination(tmp_path / "x.ome.tiff", None, "S", ["CD8"], 18)
+    check_free_disk(place, 1)
     with pytest.raises(OutputError, match="not enough free disk"):
-        check_free_disk(tmp_path, 10**18)
+        check_free_disk(place, 10**18)

@@ -47,8 +47,15 @@ class Drawing(StandInStainer):
         self.seen: list[Any] = []
 
     def stain(
-        self, rgb: NDArray[np.uint8], origins: Any, options: Any, channels: Sequence[int], margin: int
+        self,
+        rgb: NDArray[np.uint8],
+        origins: Any,
+        options: Any,
+        channels: Sequence[int],
+        margin: int,
+        parts: Any = None,
     ) -> NDArray[np.float32]:
+        del parts
         self.seen.append(options)
         planes = super().stain(rgb, origins, options, channels, margin)
         side = planes.shape[-1]

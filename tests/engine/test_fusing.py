@@ -26,6 +26,7 @@ from mupd_wsi.geometry import Region
 from mupd_wsi.model import SampleOptions, Stainer, find_bundle, read_info
 from mupd_wsi.model.bundle import ModelInfo
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.noise import slide_noise
 from mupd_wsi.pipeline import StainOptions, stain_slide
 from mupd_wsi.stitching.mosaic import fading_weights
@@ -55,7 +56,9 @@ class GlobalAttention(nn.Module):
     def as_precision(self, dtype: torch.dtype) -> GlobalAttention:
         return self.to(dtype)
 
-    def forward(self, image: Tensor, t: Tensor, noisy: Tensor | None = None, lead: int = 0, margin: int = 0) -> Tensor:
+    def forward(
+        self, image: Tensor, t: Tensor, noisy: Tensor | None = None, lead: int = 0, wanted: Any = None
+    ) -> Tensor:
         del lead
         b, _, h, w = image.shape
         x = torch.cat([image, torch.zeros(b, 18, h, w) if noisy is None else noisy], dim=1)
@@ -65,7 +68,8 @@ class GlobalAttention(nn.Module):
         smooth = nn.functional.fold(patches, (h, w), 8, stride=8) * (0.5 + 0.5 * t[:, None, None, None])
         for kernel, padding in (((17, 1), (8, 0)), ((1, 17), (0, 8))):
             smooth = nn.functional.avg_pool2d(smooth, kernel, 1, padding, count_include_pad=False)
-        return 6 * smooth[:, :, margin : h - margin, margin : w - margin]
+        rows, columns = wanted or (Extent(0, h), Extent(0, w))
+        return 6 * smooth[:, :, rows.start : rows.stop, columns.start : columns.stop]
 
 
 @pytest.fixture

@@ -13,20 +13,30 @@ MINI = NetworkConfig(targets=18, stage_depths=(2, 2))
 
 
 def test_nothing_is_left_out_without_a_margin():
-    for part in (needs(MINI, 736, 48, 0), needs(MINI, 256, 0, 0)):
+    for part in (needs(MINI, 736, 48, Extent(0, 736)), needs(MINI, 256, 0, Extent(0, 256))):
         length = part.wanted.stop
         assert {*part.down, *part.up, part.wanted} == {Extent(0, length)}
 
 
 def test_shipped_tile_needs_five_whole_windows():
-    part = needs(MINI, 736, 48, 112)
+    part = needs(MINI, 736, 48, Extent(112, 624))
     assert part.wanted == Extent(112, 624)
     assert part.up == (Extent(96, 640), Extent(64, 672))  # 16 and 32 px of convolutions
     assert part.down == (Extent(0, 736), Extent(16, 720), Extent(48, 688))  # the trunk sees 640 px
 
 
-@pytest.mark.parametrize(("lead", "margin"), [(0, 128), (3, 112), (1, 64), (5, 20), (0, 4)])
-def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, margin):
+@pytest.mark.parametrize(
+    ("lead", "rows", "columns"),
+    [
+        (0, (128, 256), (128, 288)),
+        (3, (112, 272), (112, 304)),
+        (5, (20, 24), (100, 404)),
+        (0, (4, 380), (4, 412)),
+        (1, (0, 384), (412, 416)),
+    ],
+)
+@pytest.mark.parametrize("extras", [{}, {"readout_depth": 1}])
+def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns, extras):
     torch.manual_seed(0)
     config = NetworkConfig(
         targets=2,
@@ -38,6 +48,7 @@ def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, margin):
         window=6,
         kernel=5,
         context_width=8,
+        **extras,
     )
     network = MuPDNetwork(config).eval()
     with torch.no_grad():
@@ -45,5 +56,5 @@ def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, margin):
             parameter.add_(0.1 * torch.randn_like(parameter))
         image, t, noisy = torch.randn(1, 6, 384, 416), torch.tensor([0.4]), torch.randn(1, 2, 384, 416)
         whole = network(image, t, noisy, lead=lead)
-        inner = network(image, t, noisy, lead=lead, margin=margin)
-    torch.testing.assert_close(inner, whole[:, :, margin:-margin, margin:-margin], rtol=1e-4, atol=1e-4)
+        inner = network(image, t, noisy, lead=lead, wanted=(Extent(*rows), Extent(*columns)))
+    torch.testing.assert_close(inner, whole[:, :, slice(*rows), slice(*columns)], rtol=1e-4, atol=1e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,6 +65,35 @@ def _run(network, conditions, **changes):
 
 def test_output_has_the_shape_of_the_stain(network, conditions):
     assert _run(network, conditions).shape == conditions["noisy"].shape
+
+
+def test_read_out_has_blocks_and_a_head_of_its_own():
+    torch.manual_seed(0)
+    net = MuPDNetwork(replace(SMALL, readout_depth=1))
+    image, noisy, t = torch.randn(1, 6, 32, 32), torch.randn(1, 3, 32, 32), torch.ones(1)
+    own = [*net.readout_blocks.parameters(), *net.readout_head.parameters()]
+    net(image, t).sum().backward()
+    assert net.head.weight.grad is None
+    assert all(p.grad is not None for p in own)
+    net.zero_grad(set_to_none=True)
+    net(image, t, noisy).sum().backward()
+    assert net.head.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in own)
+
+
+@pytest.mark.parametrize("t", [0.2, 1.0])
+def test_folded_inference_equals_the_plain_sum(t):
+    """Without gradients modulation, gain and biases are folded; with them nothing is."""
+    torch.manual_seed(0)
+    net = MuPDNetwork(SMALL)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    image, noisy, at = torch.randn(1, 6, 96, 64), torch.randn(1, 3, 96, 64), torch.tensor([t])
+    plain = net(image, at, noisy)
+    with torch.inference_mode():
+        folded = net(image, at, noisy)
+    torch.testing.assert_close(folded, plain.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_absent_stream_adds_exactly_nothing_and_has_no_gradient(network, conditions):

@@ -1,0 +1,188 @@
+"""The work folder of one output: everything that is unfinished lies in it, and what is finished survives a kill there.
+
+Beside ``slide.CD8.ome.tiff`` it is ``.slide.CD8.mupd-part``: the lock, the manifest, the log of finished tiles, and
+what the writer has begun. A run that is killed leaves this folder and nothing else; the next one with the same request
+replays the log, and begins the writer's files anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from heapq import merge
+from pathlib import Path
+from typing import Final
+
+from mupd_wsi.engine.damage import remember, settle_damage
+from mupd_wsi.engine.destination import PUBLISHING, Destination, check_destination
+from mupd_wsi.engine.job import StainJob
+from mupd_wsi.engine.journal import Core, Journal
+from mupd_wsi.engine.lock import LOCK, OWNER, Ownership, locked
+from mupd_wsi.engine.manifest import MANIFEST, key_of, manifest_of, settle_manifest
+from mupd_wsi.request import StainOptions
+from mupd_wsi.tiling import Tile
+from mupd_wsi.writers.staging import REPLACED, move_file, move_folder, output_errors, remove, sync_folder
+
+LOG: Final = "tiles.log"
+#: What a run with the same request goes on from.
+KEPT: Final = (MANIFEST, LOG, PUBLISHING)
+
+
+class Work:
+    """What is done of an output. Obtained from :func:`opened_work`.
+
+    Attributes:
+        resumed: tiles that an earlier run has finished.
+    """
+
+    def __init__(
+        self,
+        place: Destination,
+        journal: Journal,
+        ownership: Ownership,
+        keeper: Keeper,
+        damaged: set[tuple[int, int, int]],
+    ) -> None:
+        self._place: Final = place
+        self._keeper: Final = keeper
+        self._journal: Final = journal
+        self._ownership: Final = ownership
+        self._damaged: Final = damaged
+        self.resumed: Final = len(journal)
+
+    def staged(self, final: Path) -> Path:
+        """Where something is made that :meth:`publish` will give its final name: a folder on the same disk."""
+        return self._place.work / final.name
+
+    def missing(self, tiles: Iterable[Tile]) -> tuple[Tile, ...]:
+        """The tiles that are not finished yet."""
+        return tuple(tile for tile in tiles if tile.index not in self._journal)
+
+    def with_kept(self, fresh: Iterable[Core], job: StainJob) -> Iterator[Core]:
+        """All finished tiles in raster order: the kept ones, read back, and those that come now, which are kept.
+
+        Memory bound: two tiles.
+
+        Args:
+            fresh: in raster order.
+            job: whose tiles they are.
+
+        Raises:
+            OutputError: the disk is full or fails, or another process has taken over.
+        """
+        kept = (self._replayed(index, job) for index in self._journal.indices())
+        yield from merge(kept, (self._keep(core, job) for core in fresh), key=lambda core: core.index)
+
+    def publish(self) -> None:
+        """Give preview, record and output, which lie complete under :meth:`staged`, their final names, the output last.
+
+        Raises:
+            OutputError: the disk fails, or another process has taken over.
+        """
+        place = self._place
+        self._ownership.require()
+        with output_errors(place.output):
+            place.publishing.touch()
+            sync_folder(place.work)
+            for final in (place.preview, place.record):
+                move_file(self.staged(final), final)
+            move = move_folder if place.file_format == "ome-zarr" else move_file
+            move(self.staged(place.output), place.output)
+            # The mark and the log go in one step: a run that finds the mark finds the log, too.
+            self._keeper.close()
+            place.publishing.replace(place.work / LOG)
+            _sweep(place, keep=())
+
+    def _replayed(self, index: int, job: StainJob) -> Core:
+        where = job.grid.tile(index).core
+        with output_errors(self._place.output):
+            return self._journal.replay((job.spec.samples, where.height, where.width), index)
+
+    def _keep(self, core: Core, job: StainJob) -> Core:
+        self._ownership.require()
+        with output_errors(self._place.output):
+            self._keeper.require()
+            if core.on_damage:
+                remember(self._journal, job.slide.damaged, self._damaged)
+            self._journal.keep(core)
+        return core
+
+
+@contextmanager
+def opened_work(job: StainJob, options: StainOptions) -> Iterator[Work]:
+    """Lock an output for this process, and take up the work that is kept for it, if any.
+
+    Whatever ends the block, finished tiles stay; where there are none, and after :meth:`Work.publish`, the folder goes.
+
+    Raises:
+        OutputError: another process works on it; the kept work is of another request; the output has come meanwhile; or
+            the disk is full or fails.
+    """
+    place = job.place
+    with ExitStack() as stack:
+        with output_errors(place.output):
+            keeper = Keeper()
+            ownership = stack.enter_context(locked(place.work, place.output, keeper.sync))
+            check_destination(place, job.slide.path, overwrite=options.overwrite)
+            stack.callback(_tidy, place, keeper, ownership)
+            keeper.journal = journal = _taken_up(job, options)
+        damaged = settle_damage(journal, job.slide)
+        yield Work(place, journal, ownership, keeper, damaged)
+
+
+class Keeper:
+    """Has the log on the disk itself every few seconds, in the lock's thread, and closes it."""
+
+    def __init__(self) -> None:
+        self.journal: Journal | None = None
+        self._error: OSError | None = None
+        self._lock: Final = threading.Lock()
+
+    def sync(self) -> None:
+        """Have all records on the disk; what the disk says to that is raised by :meth:`require`."""
+        with self._lock:
+            if self.journal is None or self.journal.closed:
+                return
+            try:
+                self.journal.sync()
+            except OSError as error:
+                self._error = error
+
+    def require(self) -> None:
+        """Raise what the disk has said; an OSError."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Close the log. Safe to call twice."""
+        with self._lock:
+            if self.journal is not None:
+                self.journal.close()
+
+
+def _taken_up(job: StainJob, options: StainOptions) -> Journal:
+    """The log of this request, after everything else that a killed run has left was deleted."""
+    place = job.place
+    _sweep(place, keep=() if options.restart else KEPT)
+    manifest = manifest_of(job, options)
+    settle_manifest(place.work, manifest)
+    return Journal(place.work / LOG, key_of(manifest))
+
+
+def _tidy(place: Destination, keeper: Keeper, ownership: Ownership) -> None:
+    """At the end of a run, however it ended: finished tiles stay, and nothing else."""
+    keeper.close()
+    if ownership.lost.is_set():
+        return
+    # Where the log was not even opened, it is another request's, if there is one.
+    kept = len(keeper.journal) > 0 if keeper.journal is not None else (place.work / LOG).exists()
+    _sweep(place, keep=KEPT if kept else ())
+
+
+def _sweep(place: Destination, keep: Collection[str]) -> None:
+    """Empty the work folder, but for what is named, the lock, and an old output that was moved aside for a new one."""
+    for part in place.work.iterdir():
+        aside = f".{REPLACED}-" in part.name and not place.output.exists()
+        if part.name not in {LOCK, OWNER, *keep} and not aside:
+            remove(part)
