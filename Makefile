@@ -8,7 +8,7 @@ SLIDE := sample_data/CMU-1-Small-Region.svs
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults lint bench weights weights-check clean
+.PHONY: help install demo test test-faults test-long lint bench weights weights-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: lint ## lint, types, and the tests
 
 test-faults: $(VENV)/.installed-dev ## kill runs, fill disks, feed broken slides: what nobody should lose work by
 	$(BIN)/python -m pytest -q -m faults
+
+test-long: lint ## the same tests, property tests on 30 times as many examples (hours)
+	$(BIN)/python -m pytest -q --hypothesis-profile=long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,11 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.engine.damage import told
+from mupd_wsi.engine.fusing import Stained
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.journal import Core
 from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
 from mupd_wsi.engine.planning import plan_stain
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
+from mupd_wsi.engine.seams import SeamCheck
+from mupd_wsi.engine.staining import stained_tiles, tiles_to_read
 from mupd_wsi.engine.work import Work, opened_work
 from mupd_wsi.geometry import Region
 from mupd_wsi.preview import PreviewCollector, PreviewText, save_preview
@@ -58,12 +60,6 @@ __all__ = [
 
 #: More markers than this are counted in the preview's subtitle; its legend names them all.
 MAX_NAMED_MARKERS: Final = 6
-#: Tiles and what the network made of them, float32 (tiles, channels, core, core).
-Stained = tuple[Sequence[Tile], NDArray[np.float32]]
-#: A tile and its H&E, uint8 (side, side, 3).
-ReadTile = tuple[Tile, NDArray[np.uint8]]
-#: While the last tiles of one batch are in the network, its idle threads begin with the next batch.
-BATCHES_IN_FLIGHT: Final = 2
 
 
 def stain_slide(
@@ -94,12 +90,13 @@ def stain_slide(
     """
     watch = Stopwatch()
     with opened_job(slide, targets, model, output, options, watch) as job, opened_work(job, options) as work:
-        gathered = PreviewCollector(job.grid.region, job.grid.core, job.spec.samples, job.spec.background)
-        stained = _run(job, work, gathered, watch, progress)
+        gathered = PreviewCollector(job.grid.region, job.grid.core, job.pictured, job.spec.background)
+        seams = SeamCheck(job)
+        stained = _run(job, work, gathered, seams, watch, progress)
         job = told(job)
         with watch.stage("preview"):
             save_preview(work.staged(job.place.preview), gathered, job.read_he, job.mpp, preview_text(job))
-        details = details_of(job, options, stained, watch, resumed=work.resumed)
+        details = details_of(job, options, stained, watch, resumed=work.resumed) | {"seams": seams.report().as_json()}
         write_record(work.staged(job.place.record), details)
         work.publish()
         return StainResult(
@@ -114,36 +111,36 @@ def stain_slide(
 
 
 def _run(
-    job: StainJob, work: Work, gathered: PreviewCollector, watch: Stopwatch, progress: ProgressCallback | None
+    job: StainJob,
+    work: Work,
+    gathered: PreviewCollector,
+    seams: SeamCheck,
+    watch: Stopwatch,
+    progress: ProgressCallback | None,
 ) -> int:
     """Read, stain and write all tiles, overlapped, but for those that are kept; returns how many hold tissue."""
     report = progress or (lambda _: None)
-    tiles = tuple(job.tiles())
+    tiles = tuple(job.cores())
     missing = work.missing(tiles)
     done = resumed = len(tiles) - len(missing)
     report(Progress(done, len(tiles), resumed))
     writer = open_writer(work.staged(job.place.output), job.spec, format=job.place.file_format)
     batch = job.stainer.batch_size
+    needed = tiles_to_read(job, missing)
     try:
         with (
-            Background[Stained](lambda stained: _write(job, work, stained, writer, gathered, watch), depth=1) as behind,
+            Background[Stained](lambda new: _write(job, work, new, writer, gathered, seams, watch), depth=1) as behind,
             closing(
-                prefetch(_timed_read(job, watch), missing, workers=job.workers, ahead=2 * batch + job.workers)
+                prefetch(_timed_read(job, watch), needed, workers=job.workers, ahead=2 * batch + job.workers)
             ) as read,
-            closing(
-                prefetch(
-                    _timed_network(job, watch),
-                    _batches(read, batch),
-                    workers=BATCHES_IN_FLIGHT,
-                    ahead=BATCHES_IN_FLIGHT - 1,
-                    thread_name="mupd-batch",
-                )
-            ) as stained,
+            closing(stained_tiles(job, read, watch, missing)) as stained,
         ):
-            for pairs, intensities in stained:
-                behind.put(([tile for tile, _ in pairs], intensities))
-                done += len(pairs)
+            for finished, intensities in stained:
+                behind.put((finished, intensities))
+                done += len(finished)
                 report(Progress(done, len(tiles), resumed))
+            with watch.stage("seams"):
+                seams.stain_again()
         with watch.stage("finish"):
             writer.finish()
     except BaseException:
@@ -158,6 +155,7 @@ def _write(
     stained: Iterable[Stained],
     writer: SlideWriter,
     gathered: PreviewCollector,
+    seams: SeamCheck,
     watch: Stopwatch,
 ) -> None:
     """Runs in the background thread: render, keep, stitch, write."""
@@ -165,18 +163,21 @@ def _write(
     rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
     stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
     cores = work.with_kept(_rendered(job, stained, watch), job)
-    for where, pixels in stitcher.bands(_placed(job, cores, gathered)):
+    for where, pixels in stitcher.bands(_placed(job, cores, gathered, seams)):
         with watch.stage("write"):
             writer.write(where, pixels)
+        with watch.stage("seams"):
+            seams.band(where, pixels)
         del pixels  # a band is large, and the stitcher makes the next one now
 
 
 def _placed(
-    job: StainJob, cores: Iterable[Core], gathered: PreviewCollector
+    job: StainJob, cores: Iterable[Core], gathered: PreviewCollector, seams: SeamCheck
 ) -> Iterator[tuple[Region, NDArray[np.uint8]]]:
     for core in cores:
         where = job.grid.tile(core.index).core
-        gathered.add(where, core.pixels, core.positivity)
+        gathered.add(where, core.pixels[: job.pictured], core.positivity)
+        seams.keep(where, core.pixels)
         yield _to_output(where, job.grid.region), core.pixels
 
 
@@ -195,19 +196,6 @@ def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.
             return job.read(tile)
 
     return read
-
-
-def _timed_network(job: StainJob, watch: Stopwatch) -> Callable[[Sequence[ReadTile]], NDArray[np.float32]]:
-    def stain(batch: Sequence[ReadTile]) -> NDArray[np.float32]:
-        with watch.stage("network"):
-            return job.stain([tile for tile, _ in batch], [rgb for _, rgb in batch])
-
-    return stain
-
-
-def _batches(tiles: Iterator[ReadTile], size: int) -> Iterator[list[ReadTile]]:
-    while batch := list(islice(tiles, size)):
-        yield batch
 
 
 def _to_output(part: Region, region: Region) -> Region:
@@ -262,13 +250,14 @@ def preview_text(job: StainJob) -> PreviewText:
     info, count = job.stainer.info, len(job.markers)
     names = ", ".join(marker.name for marker in job.markers) if count <= MAX_NAMED_MARKERS else f"{count} markers"
     ihc = job.style == "ihc"
-    readout = "expected intensity" if job.sampling.readout == "mean" else f"one draw, seed {job.sampling.seed}"
+    drawn = "one draw" if job.samples == 1 else f"mean of {job.samples} draws"
+    readout = "expected intensity" if job.sampling.readout == "mean" else f"{drawn}, seed {job.sampling.seed}"
     return PreviewText(
         title=job.slide.name,
         subtitle=f"{names}  ·  {info.name} {info.version}, {readout}  ·  {info.mpp:g} um/px",
         slide="H&E" if job.looks_like_he else "slide (not H&E)",
         stain=f"virtual {'IHC' if ihc else 'immunofluorescence'}" + (f", {names}" if count == 1 else ""),
-        channels=job.spec.channels,
+        channels=job.spec.channels[: job.pictured],
         warnings=job.warnings,
         damaged=job.lost(),
         notices=(f"{NOTICE}; {IHC_NOTICE}" if ihc else NOTICE,),

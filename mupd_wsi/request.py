@@ -13,6 +13,8 @@ from mupd_wsi.geometry import Region, Size
 Style = Literal["ihc", "mif"]
 FileFormat = Literal["ome-tiff", "ome-zarr"]
 Readout = Literal["mean", "sample"]
+#: How overlapping tiles become one picture: cut at their cores; blended in the end; merged at every step of the flow.
+Fuse = Literal["crop", "blend", "joint"]
 
 #: The words that every output carries.
 NOTICE: Final = "virtual stain, research use only"
@@ -26,13 +28,18 @@ class StainOptions:
 
     Attributes:
         style: ``"ihc"`` paints one target as haematoxylin and DAB (RGB); ``"mif"`` writes one 8-bit channel a
-            target. None: ``"ihc"`` for one target, ``"mif"`` for several.
+            target. None: ``"ihc"`` for one target, ``"mif"`` for several, or for several samples.
         file_format: None: by the ending of the output's name, else OME-TIFF.
         mpp: um per level-0 pixel, overriding the file's. Only for slides given by path.
         roi: the part to stain, level-0 pixels; None: the whole slide.
-        readout: ``"mean"`` is one pass, the expected intensity; ``"sample"`` a seeded draw.
+        readout: ``"mean"`` is one pass, the expected intensity; ``"sample"`` a seeded draw. None: ``"sample"`` where
+            steps or samples are given, else ``"mean"``.
         steps: network evaluations of a draw; None: the model's default.
-        seed: of a draw.
+        samples: draws; with more than one their mean is written, and their standard deviation as one more channel for
+            each target, in the grey levels of the target's own.
+        seed: of a draw; the seeds of several follow from it.
+        fuse: how overlapping tiles become one picture: ``"crop"`` cuts them at their cores, ``"blend"`` fades one into
+            the other, ``"joint"`` merges their predictions at every step. None: as the model says.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Only for models given by name.
         batch_size: tiles in one pass of the network; None: the model's choice for the device.
         workers: threads that read the slide; None: by the number of cores.
@@ -44,16 +51,18 @@ class StainOptions:
         restart: throw away what an interrupted run has finished, instead of going on from there.
 
     Raises:
-        UsageError: a number below its least value.
+        UsageError: a number below its least value, or options that contradict each other.
     """
 
     style: Style | None = None
     file_format: FileFormat | None = None
     mpp: float | None = None
     roi: Region | None = None
-    readout: Readout = "mean"
+    readout: Readout | None = None
     steps: int | None = None
+    samples: int = 1
     seed: int = 0
+    fuse: Fuse | None = None
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
@@ -66,12 +75,24 @@ class StainOptions:
     def __post_init__(self) -> None:
         for name, value, least in (
             ("steps", self.steps, 1),
+            ("samples", self.samples, 1),
             ("seed", self.seed, 0),
             ("batch_size", self.batch_size, 1),
             ("workers", self.workers, 1),
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, got {value}")
+        if self.readout == "mean" and (self.steps is not None or self.samples > 1):
+            raise UsageError("steps and samples belong to a draw: give --readout sample, or leave --readout out")
+        if self.style == "ihc" and self.samples > 1:
+            raise UsageError(
+                f"--as ihc has no place for the spread of {self.samples} samples; use --as mif, or --samples 1"
+            )
+
+    @property
+    def reads_out(self) -> Readout:
+        """The read-out, settled."""
+        return self.readout or ("mean" if self.steps is None and self.samples == 1 else "sample")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ corner see the same windows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ class TileGrid:
         region: the part to cover, output pixels; inside the image.
         side: side of the square that the network sees, halo included, output pixels.
         halo: margin of that square that only gives context, output pixels.
+        shift: of the grid's lines against the slide's origin, (x, y) output pixels; not (0, 0) only to see whether a
+            stain depends on it.
 
     Raises:
         RegionError: the region is not inside the image.
@@ -66,6 +68,7 @@ class TileGrid:
     region: Region
     side: int
     halo: int
+    shift: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if self.halo < 0 or self.core <= 0:
@@ -81,20 +84,41 @@ class TileGrid:
     @property
     def columns(self) -> range:
         """Grid columns that the region touches."""
-        return range(self.region.x // self.core, -(-self.region.right // self.core))
+        return self._touched(self.region.x - self.shift[0], self.region.right - self.shift[0])
 
     @property
     def rows(self) -> range:
         """Grid rows that the region touches."""
-        return range(self.region.y // self.core, -(-self.region.bottom // self.core))
+        return self._touched(self.region.y - self.shift[1], self.region.bottom - self.shift[1])
+
+    def _touched(self, start: int, stop: int) -> range:
+        return range(start // self.core, -(-stop // self.core))
 
     def __len__(self) -> int:
         return len(self.columns) * len(self.rows)
 
     def row_region(self, row: int) -> Region:
         """The part of the region that a grid row's cores cover: full width, at most ``core`` rows."""
-        cell = Region(self.region.x, row * self.core, self.region.width, self.core)
+        cell = Region(self.region.x, row * self.core + self.shift[1], self.region.width, self.core)
         return _inside(cell, self.region)
+
+    def widened(self, rings: int) -> TileGrid:
+        """The grid with the tiles whose squares touch this one's region, and so on for each further ring.
+
+        Each ring adds what the squares of the tiles so far lie on; what lies outside the image is left out.
+        """
+        whole, region = Region(0, 0, self.image.width, self.image.height), self.region
+        for ring in range(rings):
+            seen = replace(self, region=region).cells.grown(self.halo) if ring else region
+            region = _inside(seen.grown(self.halo), whole)
+        return replace(self, region=region)
+
+    @property
+    def cells(self) -> Region:
+        """The whole cells that the region touches, output pixels; they may reach past the image."""
+        columns, rows, core = self.columns, self.rows, self.core
+        x, y = columns.start * core + self.shift[0], rows.start * core + self.shift[1]
+        return Region(x, y, len(columns) * core, len(rows) * core)
 
     def tiles(self, holds_tissue: Callable[[Region], bool] | None = None) -> Iterator[Tile]:
         """The tiles in raster order.
@@ -113,7 +137,7 @@ class TileGrid:
             IndexError: there is none.
         """
         row, column = divmod(index, len(self.columns))
-        x, y = self.columns[column] * self.core, self.rows[row] * self.core
+        x, y = self.columns[column] * self.core + self.shift[0], self.rows[row] * self.core + self.shift[1]
         core = _inside(Region(x, y, self.core, self.core), self.region)
         return Tile(index, core, (x - self.halo, y - self.halo), self.side)
 

@@ -34,6 +34,9 @@ _INK_MARGIN_UM: Final = 40.0
 _MIN_COLOUR: Final = 0.008
 _MAX_COLOUR: Final = 0.030
 
+#: Colourfulness that differs by less is the same: between such values there is no threshold to be found.
+_SAME_COLOUR: Final = 1e-4
+
 #: Colour per optical density that a neutral thing may show. Stained tissue shows 0.4 and more.
 _NEUTRAL_TINT: Final = 0.12
 
@@ -259,7 +262,9 @@ def _threshold(colour: NDArray[np.float32]) -> float:
     """Otsu's threshold between glass and tissue, kept within bounds so that a blank slide stays blank."""
     if float(colour.max()) <= _MIN_COLOUR:
         return _MIN_COLOUR
-    return float(np.clip(0.6 * threshold_otsu(np.minimum(colour, 0.3)), _MIN_COLOUR, _MAX_COLOUR))
+    colour = np.minimum(colour, 0.3)
+    between = threshold_otsu(colour) if np.ptp(colour) > _SAME_COLOUR else float(colour.max())
+    return float(np.clip(0.6 * between, _MIN_COLOUR, _MAX_COLOUR))
 
 
 def _guess_absorbing(stained: NDArray[np.float32]) -> StainGuess:

@@ -8,8 +8,14 @@ from typing import Protocol
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import settings
 from numpy.typing import NDArray
 from scripts import ROOT, load_script
+
+# ``make test-long`` runs property tests on many more examples: pytest --hypothesis-profile=long.
+settings.register_profile("quick", deadline=None, max_examples=100)
+settings.register_profile("long", deadline=None, max_examples=3000)
+settings.load_profile("quick")
 
 REAL_SLIDES = ROOT.parent / "shared" / "data" / "slides"
 

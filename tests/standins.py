@@ -28,6 +28,8 @@ class StandInInfo:
     steps = 4
     panel = PANEL
     stain_reference = None
+    period = 1
+    fuse = "crop"
     metrics: Mapping[str, Any] = {}
     display_window: Mapping[str, tuple[tuple[float, float], ...]] = {
         "mean": ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)),
@@ -64,6 +66,12 @@ class StandInStainer:
         self.origins += list(origins)
         inner = slice(margin, -margin or None)
         return np.moveaxis(255 - rgb[:, inner, inner, list(channels)].astype(np.float32), 3, 1)
+
+    @property
+    def own_origins(self) -> list[tuple[int, int]]:
+        """Tiles of the slide's own grid, without those that the seam check stains on a shifted one."""
+        core, halo = self.info.tile - 2 * self.info.halo, self.info.halo
+        return [origin for origin in self.origins if all((v + halo) % core == 0 for v in origin)]
 
     def close(self) -> None:
         """Nothing is held."""

@@ -124,7 +124,7 @@ def stain_band(request: BandRequest, expected: Mapping[str, Any], image: SharedI
             raise ClusterError(
                 f"the workers disagree on {name}: {expected[name]} and {value}; give them the same software and devices"
             )
-    gathered = PreviewCollector(job.grid.region, job.grid.core, job.spec.samples, job.spec.background)
+    gathered = PreviewCollector(job.grid.region, job.grid.core, job.pictured, job.spec.background)
     band = replace(job, grid=replace(job.grid, region=rows))
     writer = RowWriter(image, rows.y - job.grid.region.y)
     count = [0]
@@ -146,7 +146,7 @@ def _cores(job: StainJob, gathered: PreviewCollector, count: list[int]) -> Itera
             intensities = job.stain(tiles, [rgb for _, rgb in pairs])
             for tile, planes in zip(tiles, intensities, strict=True):
                 pixels, positivity = job.render(tile.core, tile.crop(planes))
-                gathered.add(tile.core, pixels, positivity)
+                gathered.add(tile.core, pixels[: job.pictured], positivity)
                 count[0] += 1
                 yield _within(tile.core, job.grid.region), pixels
 

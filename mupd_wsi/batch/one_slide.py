@@ -17,7 +17,7 @@ from mupd_wsi.batch.cluster import thread_count
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Stopwatch
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
-from mupd_wsi.errors import ClusterError, MupdError
+from mupd_wsi.errors import ClusterError, MupdError, UsageError
 from mupd_wsi.geometry import Region
 from mupd_wsi.pipeline import details_of, preview_text
 from mupd_wsi.preview import PreviewCollector, save_preview
@@ -65,6 +65,10 @@ def stain_on_cluster(
     watch = Stopwatch()
     here = replace(options, device="cpu", batch_size=1, workers=1)  # the client runs no network
     with opened_job(slide, targets, model, output, here, watch) as job:
+        if job.fuse != "crop":
+            raise UsageError(
+                f"--fuse {job.fuse} joins the whole slide and cannot be cut into bands; leave out --cluster"
+            )
         spelled = (targets,) if isinstance(targets, str) else tuple(targets)
         request = BandRequest(
             slide=str(job.slide.path.resolve()),
@@ -75,7 +79,7 @@ def stain_on_cluster(
         )
         theirs: WorkerFacts = _result(client.submit(facts_here, request, pure=False))
         job = replace(job, facts=theirs.facts, spec=replace(job.spec, provenance=theirs.facts))
-        gathered = PreviewCollector(job.grid.region, job.grid.core, job.spec.samples, job.spec.background)
+        gathered = PreviewCollector(job.grid.region, job.grid.core, job.pictured, job.spec.background)
         stained = _run(job, request, client, gathered, watch, progress or (lambda _: None))
         with watch.stage("preview"):
             save_preview(job.place.preview, gathered, job.read_he, job.mpp, preview_text(job))

@@ -24,7 +24,7 @@ from mupd_wsi.cli.validate import validate
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 1 validate or doctor found something wrong or slides of a batch failed, "
+    epilog="Exit codes: 0 done, 1 validate, doctor or --max-seam found something wrong or slides of a batch failed, "
     "2 wrong request, 3 bad input or output, 130 Ctrl-C. Virtual stain, research use only.",
 )
 @click.version_option(package_name="mupd-wsi", message="mupd-wsi %(version)s")

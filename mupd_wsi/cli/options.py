@@ -80,12 +80,22 @@ _STAINING: Final = (
     click.option(
         "--readout",
         type=click.Choice(["mean", "sample"]),
-        default="mean",
-        show_default=True,
-        help="mean: the expected intensity, one pass. sample: a seeded draw.",
+        help="mean: the expected intensity, one pass (default). sample: a seeded draw (default with --steps).",
     ),
-    click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a draw. Default: what the model says."),
+    click.option("--steps", type=click.IntRange(2, 50), help="Steps of a draw. Default: what the model says."),
+    click.option(
+        "--samples",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        help="Draws; of several the mean is written, and their standard deviation as one more channel a target.",
+    ),
     click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of a draw."),
+    click.option(
+        "--fuse",
+        type=click.Choice(["crop", "blend", "joint"]),
+        help="Overlaps of tiles: cut, blended in the end, or merged at every step. Default: what the model says.",
+    ),
     click.option(
         "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where the network runs."
     ),

@@ -13,6 +13,7 @@ from mupd_wsi.cli.console import Console, json_option, quiet_option, verbose_opt
 from mupd_wsi.cli.interrupt import advise
 from mupd_wsi.cli.options import PlaceType, RegionType, cluster_option, options_from, staining_options, target_option
 from mupd_wsi.cli.progress import duration, progress_display
+from mupd_wsi.cli.seams import judge_seams
 from mupd_wsi.request import Progress, ProgressCallback, StainPlan, StainResult
 
 
@@ -22,24 +23,32 @@ from mupd_wsi.request import Progress, ProgressCallback, StainPlan, StainResult
 @click.option("-o", "--output", type=PlaceType(), help="Default: SLIDE.TARGET.ome.tiff in the current folder.")
 @click.option("--roi", type=RegionType(), help="Stain this part only, in level-0 pixels of the slide.")
 @staining_options
+@click.option(
+    "--max-seam",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="R",
+    help="Exit with 1 where tiles join worse: steps over their edges above R times those beside (seamless: about 1).",
+)
 @cluster_option
 @click.option("--dry-run", is_flag=True, help="Show tiles, output size, memory and time; write nothing.")
 @json_option
 @verbose_option
 @quiet_option
 @click.pass_obj
-def stain(console: Console, /, **chosen: Any) -> None:
+def stain(console: Console, /, **chosen: Any) -> int:
     """Stain a whole H&E slide, and write the stained slide, a preview picture and a record of the run.
 
     \b
     Examples:
       mupd-wsi stain slide.svs --target CD8
       mupd-wsi stain slide.svs --target CD8,CD3e,Pan-CK,Hoechst --format ome-zarr
+      mupd-wsi stain slide.svs --target CD8 --steps 4 --samples 4
       mupd-wsi stain slide.svs --target all --roi 10000,12000,4096,4096 --dry-run
     """
     from mupd_wsi.pipeline import plan_stain, stain_slide
 
     slide, output, model, dry_run = (chosen.pop(name) for name in ("slide", "output", "model", "dry_run"))
+    max_seam = chosen.pop("max_seam")
     targets = list(chosen.pop("targets"))
     cluster = chosen.pop("cluster")
     options = options_from(chosen)
@@ -48,7 +57,7 @@ def stain(console: Console, /, **chosen: Any) -> None:
     if dry_run:
         plan = plan_stain(slide, targets, model=model, output=output, options=options)
         show_plan(console, plan)
-        return
+        return 0
     places: tuple[str, ...]
     with ExitStack() as stack:
         run: Callable[..., StainResult] = partial(stain_slide, targets=targets)
@@ -66,6 +75,7 @@ def stain(console: Console, /, **chosen: Any) -> None:
             result = run(slide, model=model, output=output, options=options, progress=progress)
             places = (str(result.output.resolve()), str(result.preview.resolve()), str(result.record.resolve()))
     show_result(console, result, places)
+    return judge_seams(console, result.details.get("seams"), max_seam)
 
 
 def with_advice(progress: ProgressCallback | None) -> ProgressCallback:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.engine.destination import Destination
+from mupd_wsi.engine.draws import draw_seeds, mean_and_spread
 from mupd_wsi.geometry import Region, output_size
 from mupd_wsi.markers import Marker
 from mupd_wsi.normalising import StainTransfer
 from mupd_wsi.rendering import to_brightfield, to_planes
-from mupd_wsi.request import Style
+from mupd_wsi.request import Fuse, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import Tile, TileGrid, reflected
 from mupd_wsi.tissue import TissueMask
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: How strongly a tile is stained is judged from every n-th pixel of every n-th row.
 SCORE_STEP: Final = 4
+#: Networks give margins away in whole patches: in multiples of this, px.
+BLEND_STEP: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +39,21 @@ class StainJob:
         slide: the open slide.
         stainer: the model on its device.
         sampling: how to read the model out.
+        samples: draws; of more than one the mean and the standard deviation are written.
         style: brightfield or fluorescence.
         markers: what is stained for, in the output's order.
         channels: of the model's panel, that the network is asked for; brightfield takes the nuclei first.
         scored: places in ``channels`` of what is stained for; the preview's detail is chosen by them.
-        windows: (len(channels), 2), the intensities of each that become grey levels 0 and 255.
+        windows: (len(channels), 2), the intensities of each that become grey levels 0 and 255; with several samples
+            twice that, means and then standard deviations.
         grid: the tiles, output pixels.
         recolor: brings the slide's H&E to the model's; None leaves it as it is.
         tissue: where the slide holds tissue.
         tissue_fraction: of the stained region's area, 0-1.
         looks_like_he: whether the slide's colours are those of H&E.
         masked: whether glass is left as background.
+        fuse: how overlapping tiles become one picture.
+        rings: of tiles around the region that run besides its own, because its own depend on them.
         place: where the output goes.
         spec: the output image's facts.
         workers: threads that read.
@@ -57,6 +64,7 @@ class StainJob:
     slide: Slide
     stainer: Stainer
     sampling: SampleOptions
+    samples: int
     style: Style
     markers: tuple[Marker, ...]
     channels: tuple[int, ...]
@@ -68,6 +76,8 @@ class StainJob:
     tissue_fraction: float
     looks_like_he: bool
     masked: bool
+    fuse: Fuse
+    rings: int
     place: Destination
     spec: ImageSpec
     workers: int
@@ -79,9 +89,41 @@ class StainJob:
         """um per output pixel."""
         return self.spec.mpp
 
+    @property
+    def draws(self) -> tuple[SampleOptions, ...]:
+        """How each sample is drawn."""
+        return tuple(replace(self.sampling, seed=seed) for seed in draw_seeds(self.sampling.seed, self.samples))
+
+    @property
+    def pictured(self) -> int:
+        """Planes of the image that its preview shows: all but the standard deviations."""
+        return self.spec.samples // (1 if self.samples == 1 else 2)
+
     def tiles(self) -> Iterator[Tile]:
-        """The tiles that the network has to see, in raster order."""
+        """The tiles that the network has to see, in raster order.
+
+        Where overlaps are joined, those are all whose squares, halo included, hold tissue: which tiles a place is made
+        from then does not depend on the region.
+        """
+        if not self.rings:
+            return self.cores()
+        squares = ((tile, Region(*tile.origin, tile.side, tile.side)) for tile in self.run_grid.tiles())
+        return (tile for tile, square in squares if not self.masked or self.tissue.covers(square, self.mpp))
+
+    def cores(self) -> Iterator[Tile]:
+        """The tiles whose cores are written, in raster order."""
         return self.grid.tiles((lambda core: self.tissue.covers(core, self.mpp)) if self.masked else None)
+
+    @property
+    def margin(self) -> int:
+        """px on each side of a tile that are not used: its halo, or the outer half of it where tiles are blended."""
+        halo = self.grid.halo
+        return halo // 2 // BLEND_STEP * BLEND_STEP if self.fuse == "blend" else halo
+
+    @property
+    def run_grid(self) -> TileGrid:
+        """The grid over all tiles that run."""
+        return self.grid.widened(self.rings)
 
     def read(self, tile: Tile) -> NDArray[np.uint8]:
         """A tile's H&E, halo included, recoloured: uint8 (side, side, 3); mirrored at the slide's true edges alone."""
@@ -96,13 +138,17 @@ class StainJob:
         return rgb[(rows - y)[:, None], columns - x]
 
     def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run the network: float32 (tiles, channels, grid.core, grid.core), intensities without the halo.
+        """Run the network: float32 (tiles, len(windows), n, n), intensities without :attr:`margin`.
 
-        Where glass is left as background, what lies outside the rectangle of a tile's tissue may come as 0.
+        Where glass is left as background, what lies outside the rectangle of a tile's tissue may come as 0, unless
+        tiles are blended.
         """
-        origins = [tile.origin for tile in tiles]
-        parts = [self._tissue_part(tile) for tile in tiles] if self.masked else None
-        return self.stainer.stain(np.stack(rgb), origins, self.sampling, self.channels, self.grid.halo, parts)
+        origins, pixels = [tile.origin for tile in tiles], np.stack(rgb)
+        parts = [self._tissue_part(tile) for tile in tiles] if self.masked and self.fuse == "crop" else None
+        draws = (
+            self.stainer.stain(pixels, origins, sampling, self.channels, self.margin, parts) for sampling in self.draws
+        )
+        return next(draws) if self.samples == 1 else mean_and_spread(draws)
 
     def _tissue_part(self, tile: Tile) -> Region | None:
         """The smallest rectangle that holds the tissue of a tile's core, from the core square's own corner."""
@@ -119,7 +165,7 @@ class StainJob:
 
         Args:
             core: output pixels.
-            intensities: (len(channels), h, w).
+            intensities: (len(windows), h, w).
 
         Returns:
             uint8 (samples, h, w) with glass set to background, and the mean brightness (0-255) of what was stained for.

@@ -63,15 +63,27 @@ def plan_stain(
 def peak_memory(job: StainJob) -> int:
     """Bytes that a run needs at most, about.
 
-    ``base + activations of one batch + 4 batches of answers (two made, one waiting, one written) + tiles read ahead
-    + 3 bands of rows (stitched, written, and the coarser levels)``. It grows with the slide's width, not its height.
+    ``base + activations of one batch + 4 batches of answers (two made, one waiting, one written; two more where draws
+    are added up) + tiles read ahead + 3 bands of rows (stitched, written, and the coarser levels)``. It grows with the
+    slide's width, not its height. Joined overlaps add two rows of cells for ``blend`` and
+    four for each step and sample of ``joint``, float32, of the channels and one more.
     """
     batch, tile = job.stainer.batch_size, job.grid.side**2
     activations = batch * tile * ACTIVATION_BYTES_PER_PIXEL
-    answers = 4 * batch * len(job.channels) * job.grid.core**2 * 4
+    answers = (4 + 2 * (job.samples > 1)) * batch * len(job.windows) * job.grid.core**2 * 4
     ahead = (4 * batch + job.workers) * tile * 3
     bands = 3 * job.spec.samples * job.grid.core * job.spec.size.width
-    return BASE_MEMORY + activations + answers + ahead + bands
+    return BASE_MEMORY + activations + answers + ahead + bands + _joined_bytes(job)
+
+
+def _joined_bytes(job: StainJob) -> int:
+    """What :mod:`mupd_wsi.engine.fusing` holds at most, by the formulas in its docstrings."""
+    row = job.grid.core * (job.run_grid.region.width + job.grid.core) * 4
+    if job.fuse == "blend":
+        return 2 * row * (len(job.windows) + 1)
+    if job.fuse == "joint":
+        return job.samples * job.rings * 4 * row * (len(job.stainer.info.panel) + 1)
+    return 0
 
 
 def _seconds_per_tile(job: StainJob, tiles: Sequence[Tile]) -> float:

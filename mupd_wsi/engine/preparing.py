@@ -21,7 +21,7 @@ from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageEr
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel, canonical
 from mupd_wsi.normalising import StainProfile, StainTransfer
-from mupd_wsi.request import IHC_NOTICE, NOTICE, StainOptions, Style
+from mupd_wsi.request import IHC_NOTICE, NOTICE, Fuse, StainOptions, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import TileGrid
 from mupd_wsi.tissue import StainGuess
@@ -40,6 +40,12 @@ MAX_READERS: Final = 4
 WEAK_PEARSON: Final = 0.35
 #: Which of the model's measured tables holds for a read-out.
 MEASURED: Final = {"mean": "dev", "sample": "dev_sample"}
+#: What the channels of standard deviations hold, for the record.
+SPREAD_NOTE: Final = (
+    "channels named '<marker> SD': standard deviation of the draws, in grey levels of the marker's channel"
+)
+#: Grey levels of a standard deviation that viewers should show as black and as full colour.
+SPREAD_WINDOW: Final = (0, 96)
 #: Grid positions that differ by less than this many pixels are the same.
 ROUNDING: Final = 1e-6
 
@@ -65,7 +71,9 @@ def prepare_job(
     """
     info = stainer.info
     labels = target_labels(targets, info.panel)
-    style = choose_style(options.style, len(labels))
+    style = choose_style(options.style or ("mif" if options.samples > 1 else None), len(labels))
+    readout = options.reads_out
+    fuse, rings = settled_fuse(stainer, options)
     channels = channels_to_ask(style, tuple(labels), info.panel)
     region = output_region(options.roi, slide.size, slide.mpp, info.mpp)
     place = destination(output, options.file_format, slide.name, tuple(labels.values()), len(info.panel))
@@ -80,9 +88,9 @@ def prepare_job(
     warnings = (
         *_warnings(look.guess, slide.mpp, info.mpp, fraction, options),
         *_staining_warnings(strength, recolored=recolor is not None),
-        *weak_markers(info.metrics.get(MEASURED[options.readout], {}), markers),
+        *weak_markers(info.metrics.get(MEASURED[readout], {}), markers),
     )
-    windows = tuple(info.display_window[options.readout][c] for c in channels)
+    windows = tuple(info.display_window[readout][c] for c in channels)
     facts = _facts(slide, stainer, options, style) | {
         "targets": [info.panel.names[i] for i in labels],
         "display_window": {info.panel.names[c]: list(shown) for c, shown in zip(channels, windows, strict=True)},
@@ -97,6 +105,10 @@ def prepare_job(
         "warnings": list(warnings),
     }
     described = () if style == "ihc" else tuple(map(_channel, markers, windows))
+    kept = _rendered_windows(style, windows)
+    if options.samples > 1:
+        described += tuple(map(spread_channel, markers))
+        kept = np.concatenate([kept, kept])
     spec = _image_spec(slide.name, markers, described, region, info.mpp, facts)
     covered = fraction if options.tissue_mask else 1.0
     check_free_disk(place, estimated_bytes(spec, covered, place.file_format) + journal_bytes(spec, covered))
@@ -104,17 +116,20 @@ def prepare_job(
         slide=slide,
         stainer=stainer,
         sampling=_sampling(options),
+        samples=options.samples,
         style=style,
         markers=markers,
         channels=channels,
         scored=_scored(channels, info.panel),
-        windows=_rendered_windows(style, windows),
+        windows=kept,
         grid=TileGrid(output_size(slide.size, slide.mpp, info.mpp), region, info.tile, info.halo),
         recolor=recolor,
         tissue=look.tissue,
         tissue_fraction=fraction,
         looks_like_he=look.guess.is_he,
         masked=options.tissue_mask,
+        fuse=fuse,
+        rings=rings,
         place=place,
         spec=spec,
         workers=options.workers or min(MAX_READERS, os.cpu_count() or 1),
@@ -156,6 +171,24 @@ def choose_style(style: Style | None, targets: int) -> Style:
             f"--as ihc paints one target, got {targets}; give one --target, or use --as mif for one channel a target"
         )
     return style or ("ihc" if targets == 1 else "mif")
+
+
+def settled_fuse(stainer: Stainer, options: StainOptions) -> tuple[Fuse, int]:
+    """How overlaps are joined, and how many rings of tiles around its own a place then depends on.
+
+    Raises:
+        UsageError: the model cannot be drawn from, or cannot be asked step by step.
+    """
+    if options.reads_out not in stainer.info.display_window:
+        raise UsageError(f"{stainer.info.name} cannot be drawn from; leave out --readout, --steps and --samples")
+    fuse = options.fuse or stainer.info.fuse
+    if fuse == "joint":
+        if not getattr(stainer, "stepwise", False):
+            raise UsageError(
+                f"--fuse joint needs a model of this software, {stainer.info.name} is not; use --fuse blend"
+            )
+        return fuse, len(stainer.times(_sampling(options))) - 1
+    return fuse, 1 if fuse == "blend" else 0
 
 
 def channels_to_ask(style: Style, targets: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
@@ -272,7 +305,7 @@ def _scored(channels: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
 def _sampling(options: StainOptions) -> SampleOptions:
     from mupd_wsi.model import SampleOptions
 
-    return SampleOptions(options.readout, options.steps, options.seed)
+    return SampleOptions(options.reads_out, options.steps, options.seed)
 
 
 def _rendered_windows(style: Style, windows: tuple[tuple[float, float], ...]) -> NDArray[np.float32]:
@@ -290,6 +323,11 @@ def _channel(marker: Marker, window: tuple[float, float]) -> Channel:
     """A fluorescence channel whose grey level 255 is the upper end of its display window."""
     low, high = window
     return Channel(marker.name, marker.color, (round(255 * low / high), 255))
+
+
+def spread_channel(marker: Marker) -> Channel:
+    """The standard deviation of several draws, in the grey levels of the marker's own channel: 10 there is 10 here."""
+    return Channel(f"{marker.name} SD", marker.color, SPREAD_WINDOW)
 
 
 def _image_spec(
@@ -324,9 +362,12 @@ def _facts(slide: Slide, stainer: Stainer, options: StainOptions, style: Style) 
             "weights_sha256": info.weights_sha256,
             "precision": stainer.precision,
         },
-        "readout": options.readout,
-        "steps": 1 if options.readout == "mean" else options.steps or info.steps,
-        "seed": options.seed if options.readout == "sample" else None,
+        "readout": options.reads_out,
+        "steps": 1 if options.reads_out == "mean" else options.steps or info.steps,
+        "seed": options.seed if options.reads_out == "sample" else None,
+        "samples": options.samples,
+        "fuse": options.fuse or info.fuse,
+        "spread": SPREAD_NOTE if options.samples > 1 else None,
         "mpp": info.mpp,
         "slide": {
             "name": slide.path.name,

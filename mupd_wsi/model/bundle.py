@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -22,13 +22,12 @@ from mupd_wsi.model.calibration import Calibration
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.normalising import StainProfile
+from mupd_wsi.request import Fuse
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 BUNDLED = Path(__file__).parent / "bundles"
 MAX_CARD_BYTES = 4 << 20
-
-Readout = Literal["mean", "sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,7 @@ class ModelInfo:
         metrics: measured quality: ``{"dev": {marker: {"pearson_1px": ..., ...}}}``.
         limits: what may not be expected of it, in words.
         weights_sha256: of the weights file.
+        fuse: how its tiles are joined unless the user says otherwise: "crop" where nothing beyond the halo is seen.
     """
 
     name: str
@@ -79,6 +79,12 @@ class ModelInfo:
     metrics: Mapping[str, Any]
     limits: tuple[str, ...]
     weights_sha256: str
+    fuse: Fuse = "crop"
+
+    @property
+    def period(self) -> int:
+        """px by which the grid of tiles may be moved so that the network's attention windows stay where they are."""
+        return self.network.window_px
 
     def __post_init__(self) -> None:
         channels = len(self.panel)
@@ -91,6 +97,8 @@ class ModelInfo:
             raise BundleError(f"model {self.name}: display_window needs 'mean' and 'sample'")
         if any(not 0 <= low < high for windows in self.display_window.values() for low, high in windows):
             raise BundleError(f"model {self.name}: every display window must lie above 0 and rise")
+        if self.fuse not in get_args(Fuse):
+            raise BundleError(f"model {self.name}: fuse must be one of {', '.join(get_args(Fuse))}, got {self.fuse!r}")
         window, stride = self.network.window_px, self.network.trunk_stride
         core = self.tile - 2 * self.halo
         if core < 1 or core % window or not 0 <= self.lead <= self.halo or self.lead % stride or self.halo % stride:

@@ -13,9 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Values = TypeVar("Values", Tensor, NDArray[np.float32])
 
 #: Predicts x0 from (x_t, t), shapes (B, C, H, W) and (B,); x_t None stands for zeros.
 PredictX0 = Callable[[Tensor | None, Tensor], Tensor]
@@ -32,6 +37,11 @@ def euler_times(steps: int) -> Tensor:
     return torch.linspace(1.0, 0.0, steps + 1)
 
 
+def euler_step(x: Values, x0: Values, t: float, t_next: float) -> Values:
+    """x at ``t_next`` from x at ``t`` and the x0 predicted there: ``x + (t_next - t) v`` with ``v = (x - x0) / t``."""
+    return x0 + (t_next / t) * (x - x0)
+
+
 def euler_states(predict: PredictX0, noise: Tensor, steps: int) -> Iterator[Tensor]:
     """Euler's method from ``noise`` at t = 1 to a sample at t = 0; yields x after every step.
 
@@ -45,7 +55,7 @@ def euler_states(predict: PredictX0, noise: Tensor, steps: int) -> Iterator[Tens
     x = noise
     for t, t_next in pairwise(euler_times(steps).tolist()):
         x0 = predict(x, torch.full((len(x),), t, device=x.device))
-        x = x0 + (t_next / t) * (x - x0)
+        x = euler_step(x, x0, t, t_next)
         yield x
 
 

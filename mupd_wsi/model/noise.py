@@ -7,36 +7,40 @@ numbers: as easy as 1, 2, 3", SC11) and the Box-Muller transform: there is no st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
 
 _MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS: Final = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS: Final = 10
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _HALF: Final = np.uint64(32)
+#: Places worked on at a time: what the rounds need of them fits a core's second-level cache.
+_CHUNK: Final = 16_384
 
 
-def philox4x32(counter: tuple[NDArray[np.uint32], ...], key: tuple[int, int]) -> tuple[NDArray[np.uint32], ...]:
+def philox4x32(counter: tuple[NDArray[np.uint32], ...], key: tuple[int, int]) -> tuple[Words, ...]:
     """Four random words for each counter.
 
     Args:
-        counter: four arrays of one shape, uint32.
+        counter: four arrays of 32-bit words, whose shapes broadcast together. Counters that vary along one axis alone
+            save the first rounds most of their work.
         key: two 32-bit words.
 
     Returns:
-        Four uint32 arrays of that shape.
+        Four arrays of the common shape, each value below 2**32.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        p0, p1 = c0.astype(np.uint64) * _MULTIPLIERS[0], c2.astype(np.uint64) * _MULTIPLIERS[1]
-        high0, high1 = (p0 >> _HALF).astype(np.uint32), (p1 >> _HALF).astype(np.uint32)
-        c0, c2 = high1 ^ c1 ^ np.uint32(k0), high0 ^ c3 ^ np.uint32(k1)
-        c1, c3 = (p1 & _LOW).astype(np.uint32), (p0 & _LOW).astype(np.uint32)
-        k0, k1 = (k0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + _KEY_STEPS[1]) & 0xFFFFFFFF
+    shape = np.broadcast_shapes(*(words.shape for words in counter))
+    c0, c1, c2, c3 = (words.astype(np.uint64) for words in counter)
+    for k0, k1 in _round_keys(key):
+        product0, product1 = _multiplied(c0, _MULTIPLIERS[0], shape), _multiplied(c2, _MULTIPLIERS[1], shape)
+        c0, c1 = _mixed(product1, c1, k0)
+        c2, c3 = _mixed(product0, c3, k1)
     return c0, c1, c2, c3
 
 
@@ -54,23 +58,59 @@ def slide_noise(seed: int, x: int, y: int, channels: int, height: int, width: in
     Returns:
         float32 (channels, height, width), standard normal, independent from place to place.
     """
-    groups = -(-channels // 4)
-    shape = (groups, height, width)
-    columns = np.arange(x, x + width).astype(np.uint32)
-    rows = np.arange(y, y + height).astype(np.uint32)
-    counter = (
-        np.broadcast_to(columns, shape),
-        np.broadcast_to(rows[:, None], shape),
-        np.broadcast_to(np.arange(groups, dtype=np.uint32)[:, None, None], shape),
-        np.zeros(shape, np.uint32),
-    )
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-    normals = [value for pair in (words[:2], words[2:]) for value in _box_muller(*pair)]
-    return np.stack(normals, axis=1).reshape(4 * groups, height, width)[:channels]
+    noise = np.empty((channels, height, width), np.float32)
+    columns = np.arange(x, x + width).astype(np.uint32)[None]
+    rows = np.arange(y, y + height).astype(np.uint32)[:, None]
+    key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
+    step = max(1, _CHUNK // width)
+    for group in range(-(-channels // 4)):
+        for top in range(0, height, step):
+            part = slice(top, top + step)
+            fixed = (np.full((1, 1), group, np.uint32), np.zeros((1, 1), np.uint32))
+            a, b, c, d = philox4x32((columns, rows[part], *fixed), key)
+            _box_muller(a, b, noise[4 * group : 4 * group + 2, part])
+            _box_muller(c, d, noise[4 * group + 2 : 4 * group + 4, part])
+    return noise
 
 
-def _box_muller(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    uniform = (a.astype(np.float32) + np.float32(1)) * np.float32(2**-32)  # (0, 1]
-    radius = np.sqrt(np.float32(-2) * np.log(uniform))
-    angle = b.astype(np.float32) * np.float32(2 * np.pi * 2**-32)
-    return radius * np.cos(angle), radius * np.sin(angle)
+def _round_keys(key: tuple[int, int]) -> Iterator[tuple[np.uint64, np.uint64]]:
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        yield np.uint64(k0), np.uint64(k1)
+        k0, k1 = (k0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + _KEY_STEPS[1]) & 0xFFFFFFFF
+
+
+def _multiplied(words: Words, multiplier: np.uint64, shape: tuple[int, ...]) -> Words:
+    """The 64-bit products; in place where the words have their full shape."""
+    if words.shape != shape:
+        return words * multiplier
+    words *= multiplier
+    return words
+
+
+def _mixed(product: Words, other: Words, key: np.uint64) -> tuple[Words, Words]:
+    """The product's high half with another word and the key, and its low half. Both arguments are used up."""
+    high = product >> _HALF
+    if high.shape == np.broadcast_shapes(high.shape, other.shape):
+        high ^= key
+        high ^= other
+    else:
+        high = high ^ (other ^ key)
+    product &= _LOW
+    return high, product
+
+
+def _box_muller(a: Words, b: Words, out: NDArray[np.float32]) -> None:
+    """Write at most two planes of normals from two words a place (G. E. P. Box, M. E. Muller, 1958)."""
+    if not len(out):
+        return
+    radius = a.astype(np.float32)
+    radius += np.float32(1)
+    radius *= np.float32(2**-32)  # (0, 1]
+    np.log(radius, out=radius)
+    radius *= np.float32(-2)
+    np.sqrt(radius, out=radius)
+    angle = b.astype(np.float32)
+    angle *= np.float32(2 * np.pi * 2**-32)
+    for plane, wave in zip(out, (np.cos, np.sin), strict=False):
+        np.multiply(wave(angle), radius, out=plane)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +17,14 @@ from torch.overrides import TorchFunctionMode
 
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.geometry import Region
-from mupd_wsi.model.bundle import ModelInfo, Readout, find_bundle, read_info, read_weights
+from mupd_wsi.model.bundle import ModelInfo, find_bundle, read_info, read_weights
 from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.features import image_features
-from mupd_wsi.model.flow import euler_states, read_out
+from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
 from mupd_wsi.model.memory import BatchWidth
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise
+from mupd_wsi.request import Readout
 
 MAX_CPU_THREADS: Final = 8  # each holds one tile's activations
 CUDA_BATCH: Final = 16
@@ -79,7 +79,10 @@ class Stainer:
         precision: "fp32" or "bf16".
         batch_size: tiles that :meth:`stain` works on at a time, memory permitting; more are split.
         fitting: tiles at a time that the device has had memory for.
+        stepwise: whether single steps of the flow can be asked for (:meth:`predict`), to join tiles at every step.
     """
+
+    stepwise = True
 
     def __init__(
         self, info: ModelInfo, network: MuPDNetwork, device: str, precision: str, batch_size: int | None = None
@@ -136,6 +139,48 @@ class Stainer:
         self.fitting.in_parts(len(rgb), stain_part)
         return np.concatenate(list(answers.values()))
 
+    def times(self, options: SampleOptions) -> tuple[float, ...]:
+        """Flow times of a read-out's evaluations, from 1 down, and 0 in the end."""
+        return tuple(euler_times(1 if options.readout == "mean" else self._steps(options)).tolist())
+
+    def noise(self, seed: int, x: int, y: int, height: int, width: int) -> NDArray[np.float32]:
+        """What a draw begins with at a place of the slide (output pixels): float32 (panel, height, width)."""
+        return slide_noise(seed, x, y, len(self.info.panel), height, width)
+
+    def predict(self, rgb: NDArray[np.uint8], noisy: NDArray[np.float32] | None, t: float) -> NDArray[np.float32]:
+        """One evaluation of the network, for those who walk along the flow themselves.
+
+        Args:
+            rgb: as for :meth:`stain`.
+            noisy: x_t, float32 (B, panel, H, W); None stands for zeros.
+            t: flow time, 0 to 1.
+
+        Returns:
+            x0, float32 (B, panel, H, W), in the standardised space of the training targets.
+        """
+        out = np.empty((len(rgb), len(self.info.panel), *rgb.shape[1:3]), np.float32)
+
+        @torch.inference_mode()
+        def run(part: NDArray[np.intp]) -> None:
+            x = None if noisy is None else torch.from_numpy(noisy[part]).to(self.device)
+            times = torch.full((len(part),), t, device=self.device)
+            out[part] = self._predictor(rgb[part])(x, times).cpu().numpy()
+
+        def run_part(part: slice, width: int) -> None:
+            if self._threads is not None:
+                _each(self._threads, lambda i: run(np.array([i])), part)
+            else:  # of a fixed shape: the last tile fills up the last batch
+                run(np.minimum(np.arange(part.start, part.start + width), len(rgb) - 1))
+
+        self.fitting.in_parts(len(rgb), run_part)
+        return out
+
+    def intensities(self, x0: NDArray[np.float32], readout: Readout, channels: Sequence[int]) -> NDArray[np.float32]:
+        """What a prediction shows: x0 (B, panel, H, W) as float32 (B, len(channels), H, W), 0-255."""
+        values = torch.from_numpy(x0)
+        planes = [self._intensity(values[:, channel], channel, readout) for channel in channels]
+        return torch.stack(planes, dim=1).numpy()
+
     def close(self) -> None:
         """Stop the threads. The stainer cannot be used afterwards."""
         if self._threads is not None:
@@ -165,10 +210,7 @@ class Stainer:
 
         def stain_part(part: slice, width: int) -> None:
             del width  # a tile needs no company
-            jobs = [threads.submit(stain_one, i) for i in range(part.start, part.stop)]
-            wait(jobs)  # all of them, so that after a failure none still holds memory
-            for job in jobs:
-                job.result()
+            _each(threads, stain_one, part)
 
         self.fitting.in_parts(len(rgb), stain_part)
         return out
@@ -182,27 +224,35 @@ class Stainer:
         wanted: Wanted,
     ) -> Iterator[Tensor]:
         """Intensities of one channel after the other, (B, H, W) each: one fits the processor's cache, all do not."""
+        if options.readout == "mean":
+            x0 = read_out(self._predictor(rgb, (wanted.rows, wanted.columns)), len(rgb), torch.device(self.device))
+        else:
+            noise = self._noise(rgb.shape, origins, options.seed)
+            *_, x0 = euler_states(self._predictor(rgb), noise, self._steps(options))
+            rows, columns = wanted.rows, wanted.columns
+            x0 = x0[:, :, rows.start : rows.stop, columns.start : columns.stop]
+        for channel in wanted.channels:
+            yield self._intensity(x0[:, channel], channel, options.readout)
+
+    def _predictor(self, rgb: NDArray[np.uint8], part: tuple[Extent, Extent] | None = None) -> PredictX0:
+        """The network with the H&E of tiles bound to it, and what is wanted of them."""
         pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
         image = image_features(pixels).to(self._dtype)
         lead = self.info.lead // self.info.network.trunk_stride
 
-        def predict(noisy: Tensor | None, t: Tensor, part: tuple[Extent, Extent] | None = None) -> Tensor:
+        def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
             noisy = None if noisy is None else noisy.to(self._dtype)
             x0: Tensor = self._network(image, t, noisy, lead=lead, wanted=part)
             return x0.float().contiguous()
 
-        if options.readout == "mean":
-            x0 = read_out(partial(predict, part=(wanted.rows, wanted.columns)), len(rgb), pixels.device)
-        else:
-            *_, x0 = euler_states(predict, self._noise(rgb.shape, origins, options.seed), self._steps(options))
-            rows, columns = wanted.rows, wanted.columns
-            x0 = x0[:, :, rows.start : rows.stop, columns.start : columns.stop]
-        expected = options.readout == "mean" and self.info.network.readout_depth > 0
-        curves = self.info.calibration if options.readout == "mean" else self.info.draw_calibration
-        for channel in wanted.channels:
-            plane = x0[:, channel]
-            root = plane.clamp_min(0).sqrt() if expected else self.info.transform.root(plane, channel)
-            yield curves.apply(root, channel).clamp_(0, 255)
+        return predict
+
+    def _intensity(self, values: Tensor, channel: int, readout: Readout) -> Tensor:
+        """Of one channel, from what the network gives for it, any shape."""
+        expected = readout == "mean" and self.info.network.readout_depth > 0
+        root = values.clamp_min(0).sqrt() if expected else self.info.transform.root(values, channel)
+        curves = self.info.calibration if readout == "mean" else self.info.draw_calibration
+        return curves.apply(root, channel).clamp_(0, 255)
 
     def _steps(self, options: SampleOptions) -> int:
         return options.steps or self.info.steps
@@ -288,6 +338,14 @@ class _Uninitialised(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+def _each(threads: ThreadPoolExecutor, work: Callable[[int], None], part: slice) -> None:
+    """Work on some tiles, a thread each."""
+    jobs = [threads.submit(work, i) for i in range(part.start, part.stop)]
+    wait(jobs)  # all of them, so that after a failure none still holds memory
+    for job in jobs:
+        job.result()
 
 
 def _one_torch_thread() -> None:

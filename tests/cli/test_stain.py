@@ -125,7 +125,7 @@ def test_a_slide_that_does_not_look_like_h_and_e_is_warned_of(
 
 def test_ctrl_c_leaves_nothing(cmu_slide: Path, here: Path) -> None:
     command = [sys.executable, "-m", "mupd_wsi", "stain", str(cmu_slide), "--target", "all", "--readout", "sample"]
-    process = subprocess.Popen([*command, "--steps", "500", "-v"], cwd=here, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--steps", "50", "-v"], cwd=here, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while not list(here.iterdir()) and process.poll() is None:
         time.sleep(0.05)  # until the writer has begun its temporary file

@@ -83,11 +83,23 @@ def test_work_goes_on_where_it_was(name: str, slide: Path, tmp_path: Path) -> No
     result = run(slide, tmp_path / name, stainer, progress=seen.append)
     resumed = result.details["tiles"]["resumed"]
     assert 15 <= resumed <= 20
-    assert len(stainer.origins) == TILES - resumed
+    assert len(stainer.own_origins) == TILES - resumed
     assert seen[0] == Progress(resumed, TILES, resumed)
     assert same(result.output, whole.output)
     assert result.preview.read_bytes() == whole.preview.read_bytes()
     assert not (tmp_path / ".o.mupd-part").exists()
+
+
+def test_blended_work_goes_on_too(slide: Path, tmp_path: Path) -> None:
+    """Tiles that depend on each other run again, and cores that are kept are not written twice."""
+    options = StainOptions(mpp=0.5, style="mif", tissue_mask=False, fuse="blend")
+    whole = run(slide, tmp_path / "whole.ome.tiff", options=options)
+    stopped(slide, tmp_path / "o.ome.tiff", 9, options=options)
+    seen = list[Progress]()
+    result = run(slide, tmp_path / "o.ome.tiff", progress=seen.append, options=options)
+    assert result.details["tiles"]["resumed"] > 0
+    assert seen[-1].done == seen[-1].total == TILES
+    assert same(result.output, whole.output)
 
 
 def test_everything_kept_takes_no_network(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +109,7 @@ def test_everything_kept_takes_no_network(slide: Path, tmp_path: Path, monkeypat
             run(slide, tmp_path / "o.ome.tiff")
     stainer = StandInStainer()
     result = run(slide, tmp_path / "o.ome.tiff", stainer)
-    assert stainer.origins == []
+    assert stainer.own_origins == []
     assert result.details["tiles"]["resumed"] == TILES
 
 
@@ -122,7 +134,7 @@ def test_restart_begins_anew(slide: Path, tmp_path: Path) -> None:
     stainer = StandInStainer()
     options = StainOptions(mpp=0.5, style="mif", tissue_mask=False, restart=True)
     result = run(slide, tmp_path / "o.ome.tiff", stainer, options=options)
-    assert len(stainer.origins) == TILES
+    assert len(stainer.own_origins) == TILES
     assert result.details["tiles"]["resumed"] == 0
 
 
@@ -206,7 +218,7 @@ def test_stopped_while_names_are_given(
                 run(slide, tmp_path / name, options=options)
         stainer = StandInStainer()
         result = run(slide, tmp_path / name, stainer, options=OPTIONS)
-        assert stainer.origins == []
+        assert stainer.own_origins == []
         assert [np.array_equal(a, b) for a, b in zip(pixels(result.output), pixels(whole.output), strict=True)]
         assert json.loads(result.record.read_text())["tiles"]["resumed"] == TILES
         with pytest.raises(OutputError, match="--overwrite"):

@@ -27,6 +27,37 @@ def test_philox_gives_the_published_words(counter, key, expected):
     assert tuple(int(w[0]) for w in words) == expected
 
 
+def plain_noise(seed, x, y, channels, height, width):
+    """The same noise, one operation after the other on whole arrays of counters: slow, and easy to check."""
+    groups = -(-channels // 4)
+    counter = np.empty((4, groups, height, width), np.uint64)
+    counter[0] = np.arange(x, x + width).astype(np.uint32)
+    counter[1] = np.arange(y, y + height).astype(np.uint32)[:, None]
+    counter[2] = np.arange(groups)[:, None, None]
+    counter[3] = 0
+    c0, c1, c2, c3 = counter
+    k0, k1, low = np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32), np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & low, (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    normals = []
+    for a, b in ((c0, c1), (c2, c3)):
+        radius = np.sqrt(np.float32(-2) * np.log((a.astype(np.float32) + np.float32(1)) * np.float32(2**-32)))
+        angle = b.astype(np.float32) * np.float32(2 * np.pi * 2**-32)
+        normals += [radius * np.cos(angle), radius * np.sin(angle)]
+    return np.stack(normals, axis=1).reshape(4 * groups, height, width)[:channels]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 18])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (37, 101), (3, 20_000), (400, 5)])
+def test_noise_is_that_of_the_plain_version_bit_for_bit(channels, height, width):
+    place = (2**40 + 11, -50, 2**31 - 20)
+    found = slide_noise(*place, channels, height, width)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, plain_noise(*place, channels, height, width))
+
+
 def test_overlapping_rectangles_share_their_noise():
     whole = slide_noise(7, -64, 1000, 18, 80, 96)
     part = slide_noise(7, -64 + 13, 1000 + 5, 18, 40, 50)
