@@ -8,6 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,7 @@ class MeasuredRun:
         wall_s: from start to exit.
         cpu_s: user and system time of the process and its children.
         peak_bytes: largest resident set of the process.
+        scratch_bytes: the most that it had on disk in the watched folder.
         output: its standard output.
     """
 
@@ -25,17 +30,23 @@ class MeasuredRun:
     cpu_s: float
     peak_bytes: int
     output: str
+    scratch_bytes: int = 0
 
 
-def measured_run(command: Sequence[str]) -> MeasuredRun:
+def measured_run(command: Sequence[str], watched: Path | None = None) -> MeasuredRun:
     """Run a command to its end.
+
+    Args:
+        command: its words.
+        watched: folder whose size on disk is looked at while it runs, twice a second.
 
     Raises:
         SystemExit: it failed; its standard error has been shown.
     """
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    with _Watch(watched) as watch, running as process:
         assert process.stdout is not None
         output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -44,4 +55,33 @@ def measured_run(command: Sequence[str]) -> MeasuredRun:
     if process.returncode:
         sys.exit(f"benchmark: {' '.join(command)} failed with exit code {process.returncode}")
     kilobytes = usage.ru_maxrss // 1024 if sys.platform == "darwin" else usage.ru_maxrss
-    return MeasuredRun(wall, usage.ru_utime + usage.ru_stime, kilobytes * 1024, output)
+    return MeasuredRun(wall, usage.ru_utime + usage.ru_stime, kilobytes * 1024, output, watch.largest)
+
+
+class _Watch:
+    """Looks at a folder's size on disk until it is told to stop."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.largest = 0
+        self._folder, self._stop, self._thread = folder, Event(), Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while self._folder is not None and not self._stop.wait(0.5):
+            self.largest = max(self.largest, sum(_blocks(path) for path in self._folder.rglob("*")))
+
+
+def _blocks(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:  # gone since it was listed
+        return 0
