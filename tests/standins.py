@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
+import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -101,6 +103,15 @@ class MemoryWriter:
 
     def abort(self) -> None:
         self.aborted = not self.finished
+
+
+def levels_of(path: Path) -> list[NDArray[np.uint8]]:
+    """All levels of an output, OME-TIFF or OME-Zarr, largest first."""
+    if path.suffix == ".zarr":
+        group = zarr.open_group(str(path), mode="r")
+        return [np.asarray(group[str(level)]) for level in range(len(list(group.array_keys())))]
+    with tifffile.TiffFile(path) as tiff:
+        return [level.asarray() for level in tiff.series[0].levels]
 
 
 def save_slide(path: Path, pixels: NDArray[np.uint8]) -> Path:

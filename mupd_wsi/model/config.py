@@ -28,8 +28,8 @@ class NetworkConfig:
         text_width: width of text tokens; 0 leaves the stream out.
         rna_width: width of RNA tokens; 0 leaves the stream out.
         time_width: width of the embedding of the flow time t.
-        readout_depth: ConvNeXt blocks, before a head of its own, that turn the finest features into expected
-            intensities at the one-pass read-out; 0 reads out by the flow's head.
+        readout_head: whether the one-pass read-out has a head of its own, which gives expected intensities; else it is
+            read out by the flow's.
     """
 
     targets: int
@@ -46,7 +46,7 @@ class NetworkConfig:
     text_width: int = 0
     rna_width: int = 0
     time_width: int = 128
-    readout_depth: int = 0
+    readout_head: bool = False
 
     def __post_init__(self) -> None:
         if len(self.stage_widths) != len(self.stage_depths) or not self.stage_widths:

@@ -45,13 +45,11 @@ class Needs:
     Attributes:
         down: what each stage on the way down is given, finest first; last, what the trunk is given.
         up: what each stage on the way up is given, finest first.
-        head: what the heads are given.
         wanted: what comes out.
     """
 
     down: tuple[Extent, ...]
     up: tuple[Extent, ...]
-    head: Extent
     wanted: Extent
 
 
@@ -66,9 +64,7 @@ def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Need
     """
     strides = [config.patch * 2**level for level in range(len(config.stage_widths))]
     reaches = [d * (config.kernel // 2) * stride for d, stride in zip(config.stage_depths, strides, strict=True)]
-    reach = config.readout_depth * (config.kernel // 2) * config.patch
-    head = part = wanted.widened(reach, config.patch, length)
-    up = []
+    part, up = wanted, []
     for reach, stride in zip(reaches, strides, strict=True):
         part = part.widened(reach, 2 * stride, length)
         up.append(part)
@@ -77,7 +73,7 @@ def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Need
     for reach, stride in zip(reversed(reaches), reversed(strides), strict=True):
         part = part.widened(reach, stride, length)
         down.append(part)
-    return Needs(tuple(reversed(down)), tuple(up), head, wanted)
+    return Needs(tuple(reversed(down)), tuple(up), wanted)
 
 
 def cut(x: Tensor, given: Sequence[Extent], kept: Sequence[Extent], stride: int) -> Tensor:

@@ -61,10 +61,7 @@ class MuPDNetwork(nn.Module):
         self.up_stages = nn.ModuleList(stage(level) for level in levels)
         self.head_norm = nn.LayerNorm(widths[0])
         self.head = nn.Linear(widths[0], patch_area * config.targets)
-        if config.readout_depth:
-            self.readout_blocks = nn.ModuleList(
-                ConvBlock(widths[0], config.time_width, config.kernel) for _ in range(config.readout_depth)
-            )
+        if config.readout_head:
             self.readout_head = nn.Linear(widths[0], patch_area * config.targets)
         nn.init.zeros_(self.trunk_modulation.bias)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -94,13 +91,11 @@ class MuPDNetwork(nn.Module):
 
         Returns:
             (B, targets, H, W) of what is wanted: x0 in the standardised space of the training targets. Of a read-out
-            (no ``noisy``) with blocks of its own (``config.readout_depth``): expected intensities.
+            (no ``noisy``) with a head of its own (``config.readout_head``): expected intensities.
         """
-        features, parts = self.features(image, t, noisy, text, rna, lead, wanted)
-        if noisy is None and self.config.readout_depth:
-            return self._read_out(features, parts, t)
-        inner = cut(features, [part.head for part in parts], [part.wanted for part in parts], self.config.patch)
-        return self.pixels(affine(inner, self.head))
+        features = self.features(image, t, noisy, text, rna, lead, wanted)
+        head = self.readout_head if noisy is None and self.config.readout_head else self.head
+        return depth_to_space(affine(features, head), self.config.patch).permute(0, 3, 1, 2)
 
     def features(
         self,
@@ -111,13 +106,10 @@ class MuPDNetwork(nn.Module):
         rna: Tensor | None = None,
         lead: int = 0,
         wanted: tuple[Extent, Extent] | None = None,
-    ) -> tuple[Tensor, list[Needs]]:
-        """What the heads are given, normalised: fp32 (B, h, w, stage_widths[0]), one vector a patch.
+    ) -> Tensor:
+        """What the heads are given, normalised: fp32 (B, h, w, stage_widths[0]), one vector a patch of what is wanted.
 
         Args: those of :meth:`forward`.
-
-        Returns:
-            The features, and for rows and columns what they cover (``head``) and what of it is wanted.
         """
         time = self.time(t).to(self.trunk_modulation.weight.dtype)
         x, contexts = self._embed(image, noisy)
@@ -137,7 +129,7 @@ class MuPDNetwork(nn.Module):
             x = block(x, modulation, maps, leads)
         x = self._ascend(x, skips, parts, time)
         normed: Tensor = self.head_norm(x.to(self.head.weight.dtype))
-        return normed, parts
+        return normed
 
     def _descend(self, x: Tensor, parts: list[Needs], time: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The way down: what the trunk is given, and what each stage keeps for the way up."""
@@ -160,19 +152,7 @@ class MuPDNetwork(nn.Module):
             for block in self.up_stages[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, time)
             given = kept
-        return cut(x, given, [part.head for part in parts], self.config.patch)
-
-    def _read_out(self, features: Tensor, parts: list[Needs], t: Tensor) -> Tensor:
-        """Expected intensities of what is wanted, from the normalised features of what the heads are given."""
-        x, time = (part.to(self.trunk_modulation.weight.dtype) for part in (features, self.time(t)))
-        for block in self.readout_blocks:
-            x = block(x, time)
-        inner = cut(x, [part.head for part in parts], [part.wanted for part in parts], self.config.patch)
-        return self.pixels(affine(inner.to(self.readout_head.weight.dtype), self.readout_head))
-
-    def pixels(self, patches: Tensor) -> Tensor:
-        """(B, H/p, W/p, p * p * targets) to (B, targets, H, W)."""
-        return depth_to_space(patches, self.config.patch).permute(0, 3, 1, 2)
+        return cut(x, given, [part.wanted for part in parts], self.config.patch)
 
     def as_precision(self, dtype: torch.dtype) -> MuPDNetwork:
         """Convert the weights, all but those of :data:`KEPT_PRECISE`."""

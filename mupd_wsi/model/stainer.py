@@ -249,7 +249,7 @@ class Stainer:
 
     def _intensity(self, values: Tensor, channel: int, readout: Readout) -> Tensor:
         """Of one channel, from what the network gives for it, any shape."""
-        expected = readout == "mean" and self.info.network.readout_depth > 0
+        expected = readout == "mean" and self.info.network.readout_head
         root = values.clamp_min(0).sqrt() if expected else self.info.transform.root(values, channel)
         curves = self.info.calibration if readout == "mean" else self.info.draw_calibration
         return curves.apply(root, channel).clamp_(0, 255)

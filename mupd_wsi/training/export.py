@@ -73,7 +73,7 @@ def export(
         calibrate_on: train tiles to fit the curves on, spread evenly; None takes all.
         pairs: where the tiles come from; None opens what the recipe names.
     """
-    state = torch.load(run / (READOUT if recipe.readout_depth else CHECKPOINT), weights_only=True, map_location="cpu")
+    state = torch.load(run / (READOUT if recipe.readout_head else CHECKPOINT), weights_only=True, map_location="cpu")
     weights = merged(state["average"])
     source = pairs or open_pairs(recipe, run / "tiles")
     info = _raw_info(
@@ -138,7 +138,7 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int, described:
     channels = len(recipe.markers)
     others = cycle(OTHER_COLORS)
     panel = Panel(tuple(Marker(name, COLORS.get(name) or next(others)) for name in recipe.markers))
-    network = replace(recipe.network_config, readout_depth=recipe.readout_depth)
+    network = replace(recipe.network_config, readout_head=recipe.readout_head)
     tile, halo, lead = tile_shape(network)
     identity = Calibration((0.0,) * channels, (16.0,) * channels, ((0.0, 16.0),) * channels)
     return ModelInfo(
@@ -163,7 +163,6 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int, described:
             "optimiser_steps": steps,
             "batch": recipe.batch,
             "crop": recipe.crop,
-            "readout_steps": recipe.readout_steps if recipe.readout_depth else 0,
         },
         metrics={},
         limits=recipe.limits,

@@ -14,7 +14,7 @@ from mupd_wsi.model.bundle import bundled_models, find_bundle, read_info
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.training.manifest import PairEntry, entry_from_mapping
 
-#: Files of a run: the network as training left it, and with the read-out's own blocks.
+#: Files of a run: the network as training left it, and with the read-out's own head.
 CHECKPOINT: Final = "checkpoint.pt"
 READOUT: Final = "readout.pt"
 
@@ -55,8 +55,7 @@ class Recipe:
         color_jitter: strength of the stain-space colour augmentation; 0 turns it off.
         seed: of weights, crops, augmentation and noise.
         validate_every: steps between looks at the dev split.
-        readout_depth: blocks of the read-out that :mod:`mupd_wsi.training.readout` fits after this training; 0: none.
-        readout_steps: optimiser steps of that.
+        readout_head: whether :mod:`mupd_wsi.training.readout` fits a head of the read-out's own after this training.
         sample_steps: default number of network evaluations of a draw, for the model's card.
         limits: what may not be expected of the model, for its card.
         version: of the model, for its card.
@@ -92,8 +91,7 @@ class Recipe:
     color_jitter: float = 1.0
     seed: int = 0
     validate_every: int = 250
-    readout_depth: int = 0
-    readout_steps: int = 600
+    readout_head: bool = False
     sample_steps: int = 4
     limits: tuple[str, ...] = ()
     version: str = "0.1.0"
@@ -103,7 +101,7 @@ class Recipe:
     @property
     def network_config(self) -> NetworkConfig:
         """Shape of the network that the recipe trains; where it says nothing, that of the bundle it starts from."""
-        own = {"targets": len(self.markers), "readout_depth": 0}
+        own = {"targets": len(self.markers), "readout_head": False}
         base = read_info(self.start_from).network.as_json() if self.start_from and not self.network else {}
         return NetworkConfig.from_json({**base, **own, **self.network})
 

@@ -95,8 +95,8 @@ def train(
         trainer = Trainer(recipe, options.run, options.threads, device, pairs)
         trainer.resume()
         losses = _run(trainer, options, progress)
-        if recipe.readout_depth:
-            fit_readout(recipe, options.run, pairs, lambda *_: None, options.threads)
+        if recipe.readout_head:
+            fit_readout(recipe, options.run, pairs, options.threads)
         bundle = options.run / "bundle"
         info = export(recipe, options.run, bundle, pairs=pairs)
     return TrainingResult(bundle, info, preflight, *((losses[0], losses[-1]) if losses else (None, None)))

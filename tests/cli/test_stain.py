@@ -135,6 +135,7 @@ def test_ctrl_c_leaves_nothing(cmu_slide: Path, here: Path) -> None:
     assert [p.name for p in here.iterdir() if not p.name.startswith(".")] == []
 
 
+@pytest.mark.faults
 def test_a_second_run_leaves_and_a_stopped_one_goes_on(cmu_slide: Path, here: Path) -> None:
     command = [sys.executable, "-m", "mupd_wsi", "stain", str(cmu_slide), "--target", "all", "-o", "o.ome.tiff"]
     command += ["--batch-size", "1"]

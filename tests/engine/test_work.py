@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
-import zarr
-from numpy.typing import NDArray
-from standins import StandInStainer, he_texture, save_slide
+from standins import StandInStainer, he_texture, levels_of, save_slide
 
 from mupd_wsi.errors import OutputError
 from mupd_wsi.pipeline import Progress, StainOptions, stain_slide
@@ -59,17 +56,8 @@ def stopped(slide: Path, output: Path, after: int, **keywords: Any) -> None:
         run(slide, output, StandInStainer(batch_size=1), progress=stop, **keywords)
 
 
-def pixels(path: Path) -> list[NDArray[np.uint8]]:
-    """All levels."""
-    if path.suffix == ".zarr":
-        group = zarr.open_group(str(path), mode="r")
-        return [np.asarray(group[str(level)]) for level in range(len(list(group.array_keys())))]
-    with tifffile.TiffFile(path) as tiff:
-        return [level.asarray() for level in tiff.series[0].levels]
-
-
 def same(one: Path, other: Path) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(pixels(one), pixels(other), strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(levels_of(one), levels_of(other), strict=True))
 
 
 @pytest.mark.usefixtures("real_preview")
@@ -219,7 +207,7 @@ def test_stopped_while_names_are_given(
         stainer = StandInStainer()
         result = run(slide, tmp_path / name, stainer, options=OPTIONS)
         assert stainer.own_origins == []
-        assert [np.array_equal(a, b) for a, b in zip(pixels(result.output), pixels(whole.output), strict=True)]
+        assert same(result.output, whole.output)
         assert json.loads(result.record.read_text())["tiles"]["resumed"] == TILES
         with pytest.raises(OutputError, match="--overwrite"):
             run(slide, tmp_path / name)

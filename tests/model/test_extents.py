@@ -35,8 +35,7 @@ def test_shipped_tile_needs_five_whole_windows():
         (1, (0, 384), (412, 416)),
     ],
 )
-@pytest.mark.parametrize("extras", [{}, {"readout_depth": 1}])
-def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns, extras):
+def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns):
     torch.manual_seed(0)
     config = NetworkConfig(
         targets=2,
@@ -48,7 +47,6 @@ def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns, e
         window=6,
         kernel=5,
         context_width=8,
-        **extras,
     )
     network = MuPDNetwork(config).eval()
     with torch.no_grad():
