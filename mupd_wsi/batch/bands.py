@@ -21,6 +21,7 @@ from mupd_wsi.errors import ClusterError
 from mupd_wsi.geometry import Region, Size
 from mupd_wsi.preview import PreviewCollector, PreviewPart
 from mupd_wsi.request import StainOptions
+from mupd_wsi.slides.damage import DamagedTile
 from mupd_wsi.stitching import BandStitcher
 from mupd_wsi.tiling import TileGrid
 from mupd_wsi.writers.pyramid import TILE
@@ -72,11 +73,13 @@ class BandPart:
         rows: output pixels of the whole slide.
         tiles: that the network has seen.
         preview: what was gathered for the picture.
+        damaged: tiles of the slide that this worker could not read, so far.
     """
 
     rows: Region
     tiles: int
     preview: PreviewPart
+    damaged: tuple[DamagedTile, ...]
 
 
 def split(grid: TileGrid, workers: int) -> list[Region]:
@@ -134,7 +137,7 @@ def stain_band(request: BandRequest, expected: Mapping[str, Any], image: SharedI
         writer.write(pixels)
         del pixels
     writer.finish()
-    return BandPart(rows, count[0], gathered.part(rows))
+    return BandPart(rows, count[0], gathered.part(rows), job.slide.damaged)
 
 
 def _cores(job: StainJob, gathered: PreviewCollector, count: list[int]) -> Iterator[tuple[Region, NDArray[np.uint8]]]:

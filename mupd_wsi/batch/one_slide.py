@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mupd_wsi.batch.bands import BandPart, BandRequest, WorkerFacts, facts_here, split, stain_band
 from mupd_wsi.batch.cluster import thread_count
+from mupd_wsi.engine.damage import look_again, told
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Stopwatch
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
@@ -81,12 +82,14 @@ def stain_on_cluster(
         job = replace(job, facts=theirs.facts, spec=replace(job.spec, provenance=theirs.facts))
         gathered = PreviewCollector(job.grid.region, job.grid.core, job.pictured, job.spec.background)
         stained = _run(job, request, client, gathered, watch, progress or (lambda _: None))
+        job = told(job)
         with watch.stage("preview"):
             save_preview(job.place.preview, gathered, job.read_he, job.mpp, preview_text(job))
         details = details_of(job, options, stained, watch) | {
             "device": theirs.device,
             "batch_size": theirs.batch_size,
             "cluster": {"threads": thread_count(client)},
+            "seams": None,  # bands are stained apart; the grid is that of one process, which measures them
         }
         write_record(job.place.record, details)
         place = job.place
@@ -114,6 +117,8 @@ def _run(
         with watch.stage("bands"):
             for part in _bands(job, request, client, image):
                 gathered.merge(part.preview)
+                for tile in part.damaged:
+                    look_again(job.slide, tile.level, Region(*tile.region))
                 done += part.tiles
                 report(Progress(done, total))
         for stale in (place.preview, place.record):

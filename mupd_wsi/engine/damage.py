@@ -43,7 +43,7 @@ def settle_damage(journal: Journal, slide: Slide) -> set[tuple[int, int, int]]:
     """
     noted = [json.loads(note) for note in journal.notes]
     for note in noted:
-        _read_again(slide, note)
+        look_again(slide, note["damaged"][0], Region(*note["region"]))
     damaged = {(tile.level, tile.row, tile.column) for tile in slide.damaged}
     before: set[tuple[int, int, int]] = {(note["damaged"][0], note["damaged"][1], note["damaged"][2]) for note in noted}
     if not before <= damaged:
@@ -51,8 +51,14 @@ def settle_damage(journal: Journal, slide: Slide) -> set[tuple[int, int, int]]:
     return before & damaged
 
 
-def _read_again(slide: Slide, note: dict[str, Any]) -> None:
-    level, region = note["damaged"][0], Region(*note["region"])
+def look_again(slide: Slide, level: int, region: Region) -> None:
+    """Read where another process, or an earlier one, met a damaged tile: what is damaged still is then known here too.
+
+    Args:
+        slide: open, and forgiving.
+        level: of the tile.
+        region: of the tile, level-0 pixels.
+    """
     try:
         down = slide.levels[level].downsample
         slide.read_level(level, Region(round(region.x / down), round(region.y / down), 1, 1))

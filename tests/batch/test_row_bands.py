@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from damaged import jpeg_slide, without_bytes
 from numpy.typing import NDArray
 from standins import StandInStainer, he_texture, save_slide
 
@@ -110,12 +111,22 @@ def test_the_same_image_preview_and_record(ending: str, width: int, height: int,
         assert np.array_equal(one, other)
     assert alone.preview.read_bytes() == together.preview.read_bytes()
     assert validate_slide(together.output).ok
-    differing = {"created", "seconds", "batch_size", "workers", "cluster", "output"}
+    differing = {"created", "seconds", "batch_size", "batch_size_that_fitted", "workers", "cluster", "output", "seams"}
     assert {k: v for k, v in together.details.items() if k not in differing} == {
         k: v for k, v in alone.details.items() if k not in differing
     }
     assert told[-1] == Progress(alone.details["tiles"]["stained"], alone.details["tiles"]["stained"])
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_damage_that_workers_meet_is_told(tmp_path: Path) -> None:
+    slide = without_bytes(jpeg_slide(tmp_path / "s.tif", he_texture(1400, 1400)), 3 * 11 + 4)
+    alone = stain_slide(slide, "all", model=StandInStainer(tile=160), output=tmp_path / "a.ome.zarr", options=OPTIONS)
+    together = stain_on_cluster(slide, "all", HereClient(), output=tmp_path / "b.ome.zarr", options=OPTIONS)
+    assert together.details["damaged_tiles"] == alone.details["damaged_tiles"]
+    assert together.details["damaged_tiles"]["left_as_background"] == 1
+    assert together.warnings == alone.warnings
+    assert alone.preview.read_bytes() == together.preview.read_bytes()
 
 
 @pytest.mark.parametrize("roi", [Region(0, 0, 200, 1100), Region(70, 333, 137, 922), Region(5, 900, 60, 10)])

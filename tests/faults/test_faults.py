@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from damaged import jpeg_slide, without_bytes
 from PIL import Image
 from standins import StandInStainer, he_texture
 
@@ -41,35 +42,6 @@ def run(slide: Slide | Path, output: Path, stainer: StandInStainer | None = None
 def level0(path: Path) -> Any:
     with tifffile.TiffFile(path) as tiff:
         return tiff.series[0].levels[0].asarray()
-
-
-def jpeg_slide(path: Path, pixels: Any, quality: int = 90) -> Path:
-    """A tiled TIFF whose tiles are JPEG streams, 128 px."""
-    density = 1e4 / MPP
-    tifffile.imwrite(
-        path,
-        pixels,
-        tile=(128, 128),
-        photometric="rgb",
-        compression="jpeg",
-        compressionargs={"level": quality},
-        resolution=(density, density),
-        resolutionunit="CENTIMETER",
-        metadata=None,
-    )
-    return path
-
-
-def without_bytes(path: Path, *indices: int) -> Path:
-    """Zero the bytes of some tiles of a TIFF."""
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0].aspage()
-        places = [(page.dataoffsets[i], page.databytecounts[i]) for i in indices]
-    with path.open("r+b") as stream:
-        for offset, count in places:
-            stream.seek(offset)
-            stream.write(bytes(count))
-    return path
 
 
 # ---------------------------------------------------------------------------------------------- disks
