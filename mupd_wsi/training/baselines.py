@@ -39,7 +39,7 @@ from mupd_wsi.training.trainer import autocast
 from mupd_wsi.training.unet import PlainUNet, unet_of_size
 
 #: Sides of the squares whose mean optical densities the linear map sees, px.
-SCALES: Final = (1, 3, 7, 15, 31, 63)
+SCALES: Final = (1, 3, 9, 25, 63, 127)
 #: H&E around a tile that predictions see, px.
 MARGIN: Final = 64
 #: Every how many rows and columns a pixel is taken for the linear fit.

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from mupd_wsi.model.features import IMAGE_CHANNELS
 
-#: Halvings of the resolution.
-LEVELS: Final = 4
+#: Pixels on a side that the first layer takes as one place, and the last one gives back: at full resolution a step of
+#: training takes many times as long, and the same time would teach it less.
+PATCH: Final = 4
+#: Halvings of the resolution after that.
+LEVELS: Final = 3
 
 
 class PlainUNet(nn.Module):
@@ -21,26 +24,27 @@ class PlainUNet(nn.Module):
 
     Args:
         targets: channels of the stain.
-        width: channels at full resolution.
+        width: channels at the finest scale.
     """
 
     def __init__(self, targets: int, width: int) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(LEVELS + 1)]
-        self.down = nn.ModuleList(_double(a, b) for a, b in zip([IMAGE_CHANNELS, *widths], widths, strict=False))
+        self.down = nn.ModuleList(_double(a, b) for a, b in zip([width, *widths], widths, strict=False))
         self.up = nn.ModuleList(_double(a + b, b) for b, a in pairwise(widths))
-        self.head = nn.Conv2d(width, targets, 1)
+        self.stem = nn.Conv2d(IMAGE_CHANNELS, width, PATCH, stride=PATCH)
+        self.head = nn.Conv2d(width, targets * PATCH**2, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features (B, 6, H, W), H and W multiples of 16, to (B, targets, H, W)."""
-        x, kept = image, []
+        """Features (B, 6, H, W), H and W multiples of 32, to (B, targets, H, W)."""
+        x, kept = self.stem(image), []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else nn.functional.avg_pool2d(x, 2))
             kept.append(x)
         for level in reversed(range(LEVELS)):
             coarse = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = self.up[level](torch.cat([coarse, kept[level]], dim=1))
-        answer: Tensor = self.head(x)
+        answer: Tensor = nn.functional.pixel_shuffle(self.head(x), PATCH)
         return answer
 
 

@@ -36,7 +36,7 @@ def test_linear_map_finds_a_stain_that_is_linear_in_density(paired_folder):
 def test_unet_has_the_wanted_size_and_gives_the_stain_s_shape():
     network = unet_of_size(18, 6_440_000)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(6_440_000, rel=0.05)
-    assert PlainUNet(3, 4)(torch.zeros(2, 6, 64, 80)).shape == (2, 3, 64, 80)
+    assert PlainUNet(3, 4)(torch.zeros(2, 6, 64, 96)).shape == (2, 3, 64, 96)
 
 
 def test_all_are_measured_in_one_table(recipe_file, tmp_path, monkeypatch, capsys):
