@@ -326,6 +326,7 @@ class _Failing:
 def test_a_failure_anywhere_surfaces_and_keeps_finished_tiles(
     place: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = set(threading.enumerate())
     slide_file = save_slide(tmp_path / "s.png", he_texture(600, 700))
     stainer = StandInStainer(batch_size=1)
     progress: Callable[[Progress], None] = _Failing(lambda _: None, error, 2) if place == "progress" else lambda _: None
@@ -348,7 +349,7 @@ def test_a_failure_anywhere_surfaces_and_keeps_finished_tiles(
             stain_slide(opened, "all", model=stainer, output=tmp_path / "o.ome.tiff", progress=progress)
     assert opened_writers[0].aborted
     assert_only_kept_work(tmp_path, "s.png")
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mupd-")]
+    assert not [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("mupd-")]
 
 
 INTERRUPTED = """

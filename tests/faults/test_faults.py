@@ -261,14 +261,14 @@ class SmallDevice(StandInStainer):
         super().__init__(**shape)
         self.fits, self.tried = fits, list[int]()
 
-    def stain(self, rgb: Any, origins: Any, options: Any, channels: Any, margin: int) -> Any:
+    def stain(self, rgb: Any, origins: Any, options: Any, channels: Any, margin: int, tissue: Any = None) -> Any:
         parts: dict[int, Any] = {}
 
         def work(part: slice, width: int) -> None:
             self.tried.append(width)
             if width > self.fits:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            parts[part.start] = StandInStainer.stain(self, rgb[part], origins[part], options, channels, margin)
+            parts[part.start] = StandInStainer.stain(self, rgb[part], origins[part], options, channels, margin, tissue)
 
         self.fitting.in_parts(len(rgb), work)
         return np.concatenate(list(parts.values()))

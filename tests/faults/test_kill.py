@@ -85,7 +85,7 @@ def killed_and_taken_up(whole: Whole, folder: Path, name: str, stage: str, numbe
         assert {name, "o.preview.png", f"{name}.json"} <= left
     else:
         resumed = result.details["tiles"]["resumed"]
-        assert len(stainer.origins) == TILES - resumed
+        assert len(stainer.own_origins) == TILES - resumed
         assert resumed >= kept // RECORD_BYTES - 1
         assert not (folder / WORK).exists()
     found = levels_of(folder / name)

@@ -70,11 +70,19 @@ def test_a_run_names_the_model_and_its_channels(slide: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"steps": 4}, "cannot be drawn from"), ({"fuse": "joint"}, "--fuse blend"), ({"style": "ihc"}, "--as mif")],
+    [({"steps": 4}, "cannot be drawn from"), ({"fuse": "joint"}, "--fuse blend")],
 )
 def test_what_it_cannot_do_is_refused(options: Any, words: str, slide: Path) -> None:
     with pytest.raises(UsageError, match=words):
         image_of(slide, stainer(), "CD8", **options)
+
+
+def test_brightfield_is_painted_where_some_channel_is_nuclear(slide: Path) -> None:
+    assert len(image_of(slide, stainer(), "CD8", style="ihc")) == 3  # DAPI
+    blind = MarkerMap()
+    blind.channel_names = ("CD3", "CD8", "CK")
+    with pytest.raises(UsageError, match="--as mif"):
+        image_of(slide, stainer(blind), "CD8", style="ihc")
 
 
 @pytest.mark.parametrize(
