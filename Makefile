@@ -39,7 +39,7 @@ bench: $(VENV)/.installed-dev ## measure speed and memory, and print the tables
 
 weights: install ## train mupd-mini as its recipe says; resumes where it was stopped
 	$(BIN)/python -m mupd_wsi.training training/recipes/mupd-mini.yaml --run training/runs/mupd-mini --threads 2
-	$(BIN)/python -m mupd_wsi.training.readout training/recipes/mupd-mini.yaml --run training/runs/mupd-mini --threads 2
+	$(BIN)/python -m mupd_wsi.training.heads training/recipes/mupd-mini.yaml --run training/runs/mupd-mini --threads 2
 	$(BIN)/python -m mupd_wsi.training.export training/recipes/mupd-mini.yaml --run training/runs/mupd-mini -o mupd_wsi/model/bundles/mupd-mini
 
 weights-check: install ## measure the shipped model anew, and compare with its card and its page (minutes)

@@ -142,9 +142,9 @@ def model_facts(model: str) -> ModelFacts:
     Raises:
         BundleError: there is no such model, or its card cannot be read.
     """
-    from mupd_wsi.model import find_bundle, read_info
+    from mupd_wsi.model.loading import read_card
 
-    info = read_info(find_bundle(model))
+    info = read_card(model)
     return ModelFacts(info.panel, info.weights_sha256)
 
 

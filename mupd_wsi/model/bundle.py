@@ -57,6 +57,7 @@ class ModelInfo:
         limits: what may not be expected of it, in words.
         weights_sha256: of the weights file.
         fuse: how its tiles are joined unless the user says otherwise: "crop" where nothing beyond the halo is seen.
+        time_shift: of a draw's flow times (:func:`mupd_wsi.model.flow.shifted`); 1 spaces them evenly.
     """
 
     name: str
@@ -80,6 +81,12 @@ class ModelInfo:
     limits: tuple[str, ...]
     weights_sha256: str
     fuse: Fuse = "crop"
+    time_shift: float = 1.0
+
+    @property
+    def painted(self) -> bool:
+        """Whether it gives brightfield pictures instead of intensities of markers."""
+        return False
 
     @property
     def period(self) -> int:
@@ -99,6 +106,8 @@ class ModelInfo:
             raise BundleError(f"model {self.name}: every display window must lie above 0 and rise")
         if self.fuse not in get_args(Fuse):
             raise BundleError(f"model {self.name}: fuse must be one of {', '.join(get_args(Fuse))}, got {self.fuse!r}")
+        if not self.time_shift > 0:
+            raise BundleError(f"model {self.name}: time_shift must lie above 0, got {self.time_shift}")
         window, stride = self.network.window_px, self.network.trunk_stride
         core = self.tile - 2 * self.halo
         if core < 1 or core % window or not 0 <= self.lead <= self.halo or self.lead % stride or self.halo % stride:

@@ -28,8 +28,9 @@ class NetworkConfig:
         text_width: width of text tokens; 0 leaves the stream out.
         rna_width: width of RNA tokens; 0 leaves the stream out.
         time_width: width of the embedding of the flow time t.
-        readout_head: whether the one-pass read-out has a head of its own, which gives expected intensities; else it is
-            read out by the flow's.
+        pixel_width: width of the features that the heads have at every pixel; 0: no such heads, read-out and draw come
+            from one linear head, patch by patch.
+        decoder_widths: widths of the flow's decoder at ``patch`` px and twice that; empty without ``pixel_width``.
     """
 
     targets: int
@@ -46,11 +47,14 @@ class NetworkConfig:
     text_width: int = 0
     rna_width: int = 0
     time_width: int = 128
-    readout_head: bool = False
+    pixel_width: int = 0
+    decoder_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.stage_widths) != len(self.stage_depths) or not self.stage_widths:
             raise BundleError("stage_widths and stage_depths of a network must have the same length, at least 1")
+        if len(self.decoder_widths) != (2 if self.pixel_width else 0):
+            raise BundleError("a network with pixel_width has two decoder_widths, one without has none")
         if self.trunk_width % self.trunk_heads:
             raise BundleError(f"trunk_width {self.trunk_width} must be a multiple of trunk_heads {self.trunk_heads}")
 
@@ -63,6 +67,11 @@ class NetworkConfig:
     def window_px(self) -> int:
         """Pixels per attention window: input sides must be multiples of it."""
         return self.window * self.trunk_stride
+
+    @property
+    def head_reach(self) -> int:
+        """Pixels around a pixel that the read-out's head sees."""
+        return self.kernel // 2 if self.pixel_width else 0
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

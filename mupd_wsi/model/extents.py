@@ -45,12 +45,12 @@ class Needs:
     Attributes:
         down: what each stage on the way down is given, finest first; last, what the trunk is given.
         up: what each stage on the way up is given, finest first.
-        wanted: what comes out.
+        features: what the heads are given.
     """
 
     down: tuple[Extent, ...]
     up: tuple[Extent, ...]
-    wanted: Extent
+    features: Extent
 
 
 def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Needs:
@@ -64,7 +64,8 @@ def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Need
     """
     strides = [config.patch * 2**level for level in range(len(config.stage_widths))]
     reaches = [d * (config.kernel // 2) * stride for d, stride in zip(config.stage_depths, strides, strict=True)]
-    part, up = wanted, []
+    features = wanted.widened(config.head_reach, config.patch, length)
+    part, up = features, []
     for reach, stride in zip(reaches, strides, strict=True):
         part = part.widened(reach, 2 * stride, length)
         up.append(part)
@@ -73,7 +74,7 @@ def needs(config: NetworkConfig, length: int, lead: int, wanted: Extent) -> Need
     for reach, stride in zip(reversed(reaches), reversed(strides), strict=True):
         part = part.widened(reach, stride, length)
         down.append(part)
-    return Needs(tuple(reversed(down)), tuple(up), wanted)
+    return Needs(tuple(reversed(down)), tuple(up), features)
 
 
 def cut(x: Tensor, given: Sequence[Extent], kept: Sequence[Extent], stride: int) -> Tensor:

@@ -32,9 +32,18 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * x0 + t * noise
 
 
-def euler_times(steps: int) -> Tensor:
-    """Flow times 1 = t_0 > ... > t_steps = 0, evenly spaced, (steps + 1,)."""
-    return torch.linspace(1.0, 0.0, steps + 1)
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Flow times in [0, 1] moved towards 1 (Esser et al., arXiv 2403.03206, section 5.3.2); a shift of 1 leaves them.
+
+    Where neighbouring pixels tell the same, as those of a cell do, what is there is decided while there is still much
+    noise, and an even walk would step over that.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def euler_times(steps: int, shift: float = 1.0) -> Tensor:
+    """Flow times 1 = t_0 > ... > t_steps = 0, (steps + 1,): evenly spaced, then :func:`shifted`."""
+    return shifted(torch.linspace(1.0, 0.0, steps + 1), shift)
 
 
 def euler_step(x: Values, x0: Values, t: float, t_next: float) -> Values:
@@ -42,7 +51,7 @@ def euler_step(x: Values, x0: Values, t: float, t_next: float) -> Values:
     return x0 + (t_next / t) * (x - x0)
 
 
-def euler_states(predict: PredictX0, noise: Tensor, steps: int) -> Iterator[Tensor]:
+def euler_states(predict: PredictX0, noise: Tensor, steps: int, shift: float = 1.0) -> Iterator[Tensor]:
     """Euler's method from ``noise`` at t = 1 to a sample at t = 0; yields x after every step.
 
     Each step moves x_t by ``(t_next - t) v`` with ``v = (x_t - x0) / t``: a weighted mean of x_t and the predicted x0.
@@ -51,9 +60,10 @@ def euler_states(predict: PredictX0, noise: Tensor, steps: int) -> Iterator[Tens
         predict: the network, conditions bound.
         noise: (B, C, H, W) of standard normal values.
         steps: number of evaluations, at least 1.
+        shift: of the times; see :func:`shifted`.
     """
     x = noise
-    for t, t_next in pairwise(euler_times(steps).tolist()):
+    for t, t_next in pairwise(euler_times(steps, shift).tolist()):
         x0 = predict(x, torch.full((len(x),), t, device=x.device))
         x = euler_step(x, x0, t, t_next)
         yield x

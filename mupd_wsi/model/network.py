@@ -16,10 +16,13 @@ from mupd_wsi.model.blocks import (
     space_to_depth,
 )
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.decoder import FlowDecoder, PixelHead
 from mupd_wsi.model.extents import Extent, Needs, cut, needs
 
 #: Parts that stay fp32 whatever the precision, so that what comes out is not rounded to bf16's 8 bits.
 KEPT_PRECISE: Final = frozenset({"time", "head_norm", "head", "readout_head"})
+
+NOTHING_GIVEN: Final = "the network needs the H&E image or a noisy stain, got neither"
 
 
 class MuPDNetwork(nn.Module):
@@ -27,6 +30,10 @@ class MuPDNetwork(nn.Module):
 
     The path is x_t = (1 - t) x0 + t eps, so the flow's velocity is v = (x_t - x0) / t. The H&E enters twice: as feature
     maps at the finest scale, where registration matters, and as the image stream of the trunk's cross-attention.
+
+    With ``config.pixel_width`` the noisy stain does not pass through the trunk: read-out and draw start from the same
+    features, made once a tile, by a head and a decoder of their own. ``head`` and ``embed_noisy`` are then what the
+    trunk was trained by, and what a fine-tuning begins with.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -61,8 +68,8 @@ class MuPDNetwork(nn.Module):
         self.up_stages = nn.ModuleList(stage(level) for level in levels)
         self.head_norm = nn.LayerNorm(widths[0])
         self.head = nn.Linear(widths[0], patch_area * config.targets)
-        if config.readout_head:
-            self.readout_head = nn.Linear(widths[0], patch_area * config.targets)
+        if config.pixel_width:
+            self._add_decoders(config)
         nn.init.zeros_(self.trunk_modulation.bias)
         nn.init.normal_(self.head.weight, std=0.01)
 
@@ -91,11 +98,59 @@ class MuPDNetwork(nn.Module):
 
         Returns:
             (B, targets, H, W) of what is wanted: x0 in the standardised space of the training targets. Of a read-out
-            (no ``noisy``) with a head of its own (``config.readout_head``): expected intensities.
+            (no ``noisy``) of a network with ``config.pixel_width``: expected intensities.
         """
-        features = self.features(image, t, noisy, text, rna, lead, wanted)
-        head = self.readout_head if noisy is None and self.config.readout_head else self.head
-        return depth_to_space(affine(features, head), self.config.patch).permute(0, 3, 1, 2)
+        if not self.config.pixel_width:
+            features = self.features(image, t, noisy, text, rna, lead, wanted)
+            return depth_to_space(affine(features, self.head), self.config.patch).permute(0, 3, 1, 2)
+        if image is not None:
+            part = wanted if noisy is None else None
+            features = self.features(image, torch.ones_like(t), None, text, rna, lead, part)
+        elif noisy is not None:
+            rows, columns = (side // self.config.patch for side in noisy.shape[2:])
+            features = noisy.new_zeros(len(noisy), rows, columns, self.config.stage_widths[0])
+        else:
+            raise ValueError(NOTHING_GIVEN)
+        return self.decode(features, image, t, noisy, wanted)
+
+    def decode(
+        self,
+        features: Tensor,
+        image: Tensor | None,
+        t: Tensor,
+        noisy: Tensor | None = None,
+        wanted: tuple[Extent, Extent] | None = None,
+    ) -> Tensor:
+        """From features of the H&E to what :meth:`forward` returns; of a network with ``config.pixel_width`` only.
+
+        Args:
+            features: of :meth:`features` without noise, at t = 1; for a read-out of what is wanted, for a draw of all.
+            image: H&E features (B, image_channels, H, W); None only with ``noisy``.
+            t: flow time in [0, 1], (B,).
+            noisy: x_t (B, targets, H, W); None is the read-out.
+            wanted: as for :meth:`forward`.
+        """
+        given = next(x for x in (noisy, image) if x is not None)
+        whole = [Extent(0, side) for side in given.shape[2:]]
+        kept = list(wanted or whole)
+        if image is None:
+            image = given.new_zeros(len(given), self.config.image_channels, *given.shape[2:])
+        pixels = image.permute(0, 2, 3, 1)
+        if noisy is None:
+            return self._read_out(features, pixels, self.time(t), kept, whole).permute(0, 3, 1, 2)
+        time = self.time(t).to(self.decoder.norm.weight.dtype)
+        x0 = self.decoder(features, pixels, noisy.permute(0, 2, 3, 1), t, time)
+        return cut(x0, whole, kept, 1).permute(0, 3, 1, 2)
+
+    def _read_out(
+        self, features: Tensor, pixels: Tensor, time: Tensor, kept: list[Extent], whole: list[Extent]
+    ) -> Tensor:
+        """Expected intensities of what is kept, (B, H, W, targets)."""
+        reach, patch = self.config.head_reach, self.config.patch
+        seen = [part.widened(reach, patch, side.stop) for part, side in zip(kept, whole, strict=True)]
+        precise = self.readout_head.out.weight.dtype
+        answer = self.readout_head(features.to(precise), cut(pixels, whole, seen, 1).to(precise), time.to(precise))
+        return cut(answer, seen, kept, 1)
 
     def features(
         self,
@@ -107,7 +162,9 @@ class MuPDNetwork(nn.Module):
         lead: int = 0,
         wanted: tuple[Extent, Extent] | None = None,
     ) -> Tensor:
-        """What the heads are given, normalised: fp32 (B, h, w, stage_widths[0]), one vector a patch of what is wanted.
+        """What the heads are given, normalised: fp32 (B, h, w, stage_widths[0]), one vector a patch.
+
+        It covers what is wanted and the reach of the read-out's head (``config.head_reach``) around it.
 
         Args: those of :meth:`forward`.
         """
@@ -152,7 +209,20 @@ class MuPDNetwork(nn.Module):
             for block in self.up_stages[level]:  # type: ignore[attr-defined]  # as above
                 x = block(x, time)
             given = kept
-        return cut(x, given, [part.wanted for part in parts], self.config.patch)
+        return cut(x, given, [part.features for part in parts], self.config.patch)
+
+    def _add_decoders(self, config: NetworkConfig) -> None:
+        shape: dict[str, int] = {"patch": config.patch, "time_width": config.time_width, "kernel": config.kernel}
+        width, image, targets = config.stage_widths[0], config.image_channels, config.targets
+        self.readout_head = PixelHead(width, image, config.pixel_width, targets, **shape)
+        self.decoder = FlowDecoder(
+            width,
+            image,
+            targets,
+            widths=config.decoder_widths,
+            pixel_width=config.pixel_width,
+            **shape,
+        )
 
     def as_precision(self, dtype: torch.dtype) -> MuPDNetwork:
         """Convert the weights, all but those of :data:`KEPT_PRECISE`."""
@@ -171,7 +241,7 @@ class MuPDNetwork(nn.Module):
         if noisy is not None:
             parts.append(affine(space_to_depth(noisy.permute(0, 2, 3, 1), self.config.patch), self.embed_noisy))
         if not parts:
-            raise ValueError("the network needs the H&E image or a noisy stain, got neither")
+            raise ValueError(NOTHING_GIVEN)
         return sum(parts[1:], parts[0]), contexts
 
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.geometry import Region
-from mupd_wsi.model.bundle import ModelInfo, find_bundle, read_info, read_weights
+from mupd_wsi.model.bundle import ModelInfo, read_info, read_weights
 from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
@@ -141,7 +141,8 @@ class Stainer:
 
     def times(self, options: SampleOptions) -> tuple[float, ...]:
         """Flow times of a read-out's evaluations, from 1 down, and 0 in the end."""
-        return tuple(euler_times(1 if options.readout == "mean" else self._steps(options)).tolist())
+        steps = 1 if options.readout == "mean" else self._steps(options)
+        return tuple(euler_times(steps, self.info.time_shift).tolist())
 
     def noise(self, seed: int, x: int, y: int, height: int, width: int) -> NDArray[np.float32]:
         """What a draw begins with at a place of the slide (output pixels): float32 (panel, height, width)."""
@@ -228,7 +229,7 @@ class Stainer:
             x0 = read_out(self._predictor(rgb, (wanted.rows, wanted.columns)), len(rgb), torch.device(self.device))
         else:
             noise = self._noise(rgb.shape, origins, options.seed)
-            *_, x0 = euler_states(self._predictor(rgb), noise, self._steps(options))
+            *_, x0 = euler_states(self._predictor(rgb), noise, self._steps(options), self.info.time_shift)
             rows, columns = wanted.rows, wanted.columns
             x0 = x0[:, :, rows.start : rows.stop, columns.start : columns.stop]
         for channel in wanted.channels:
@@ -239,17 +240,24 @@ class Stainer:
         pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
         image = image_features(pixels).to(self._dtype)
         lead = self.info.lead // self.info.network.trunk_stride
+        features: list[Tensor] = []  # of the H&E, which a draw's steps share
 
         def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
-            noisy = None if noisy is None else noisy.to(self._dtype)
-            x0: Tensor = self._network(image, t, noisy, lead=lead, wanted=part)
+            if noisy is None or not self.info.network.pixel_width:
+                noisy = None if noisy is None else noisy.to(self._dtype)
+                return plain(self._network(image, t, noisy, lead=lead, wanted=part))
+            if not features:
+                features.append(self._network.features(image, torch.ones_like(t), lead=lead))
+            return plain(self._network.decode(features[0], image, t, noisy))
+
+        def plain(x0: Tensor) -> Tensor:
             return x0.float().contiguous()
 
         return predict
 
     def _intensity(self, values: Tensor, channel: int, readout: Readout) -> Tensor:
         """Of one channel, from what the network gives for it, any shape."""
-        expected = readout == "mean" and self.info.network.readout_head
+        expected = readout == "mean" and self.info.network.pixel_width > 0
         root = values.clamp_min(0).sqrt() if expected else self.info.transform.root(values, channel)
         curves = self.info.calibration if readout == "mean" else self.info.draw_calibration
         return curves.apply(root, channel).clamp_(0, 255)
@@ -262,31 +270,13 @@ class Stainer:
         return torch.from_numpy(noise).to(self.device)
 
 
-def load_model(
-    name_or_folder: str | Path = "mupd-mini",
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int | None = None,
-) -> Stainer:
-    """Load a model onto a device.
-
-    Args:
-        name_or_folder: a shipped model's name, or the folder of a bundle.
-        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
-        precision: "fp32", "bf16", or "auto": bf16 where the device computes in it.
-        batch_size: tiles at a time; None lets the device decide.
-
-    Raises:
-        BundleError: no such model, or its bundle is damaged.
-        UsageError: no such device or precision.
-    """
+def load_bundle(folder: Path, *, device: str, precision: str = "auto", batch_size: int | None = None) -> Stainer:
+    """Load the bundle in a folder onto a device; see :func:`mupd_wsi.model.loading.load_model`."""
     device = resolve_device(device)
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"unknown precision {precision!r}: give auto, fp32 or bf16")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
-    folder = find_bundle(name_or_folder)
     info = read_info(folder)
     with torch.device("meta"), _Uninitialised():
         network = MuPDNetwork(info.network)

@@ -20,19 +20,18 @@ from mupd_wsi.errors import MupdError
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration
-from mupd_wsi.model.config import NetworkConfig
-from mupd_wsi.model.extents import Extent, needs
-from mupd_wsi.model.stainer import SampleOptions, load_model
+from mupd_wsi.model.loading import load_model
+from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.adapters import merged
+from mupd_wsi.training.finished import tile_shape
 from mupd_wsi.training.fitting import SHOWN_AREA, CurveCounts, display_windows, fit_stain_reference
 from mupd_wsi.training.measure import markdown_table, measure_tiles
 from mupd_wsi.training.neighbours import stain_tiles
-from mupd_wsi.training.recipe import CHECKPOINT, READOUT, Recipe, load_recipe
+from mupd_wsi.training.recipe import CHECKPOINT, HEADS, Recipe, load_recipe
 from mupd_wsi.training.sources import PairSource, open_pairs
 from mupd_wsi.training.tiles import PairedTiles, TilePlace
 
-CORE = 512  # px of a tile that are kept; training tiles are whole multiples of it
 SAMPLED_TILES = 14  # train tiles that the curves and windows of the draws are taken from
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -73,7 +72,7 @@ def export(
         calibrate_on: train tiles to fit the curves on, spread evenly; None takes all.
         pairs: where the tiles come from; None opens what the recipe names.
     """
-    state = torch.load(run / (READOUT if recipe.readout_head else CHECKPOINT), weights_only=True, map_location="cpu")
+    state = torch.load(run / (CHECKPOINT if recipe.heads is None else HEADS), weights_only=True, map_location="cpu")
     weights = merged(state["average"])
     source = pairs or open_pairs(recipe, run / "tiles")
     info = _raw_info(
@@ -117,28 +116,12 @@ def export(
     return write_bundle(folder, replace(info, metrics=metrics), weights)
 
 
-def tile_shape(config: NetworkConfig) -> tuple[int, int, int]:
-    """Tile, halo and lead, px, for tiles that each see all that their core depends on, and share their windows.
-
-    ``lead`` px of convolutions lie before the trunk and as many after it. Cores begin and end half a window inside one,
-    and so far inside that what the way up sees beyond them lies in whole windows.
-    """
-    strides = [config.patch * 2**level for level in range(len(config.stage_widths))]
-    reach = sum(d * (config.kernel // 2) * stride for d, stride in zip(config.stage_depths, strides, strict=True))
-    lead, half = -(-reach // config.trunk_stride) * config.trunk_stride, config.window_px // 2
-    core = -(-CORE // config.window_px) * config.window_px
-    halo = lead + half
-    while needs(config, core + 2 * halo, lead, Extent(halo, halo + core)).down[-1].start < lead:
-        halo += half
-    return core + 2 * halo, halo, lead
-
-
 def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int, described: Mapping[str, object]) -> ModelInfo:
     """A card whose calibration returns the predicted roots themselves."""
     channels = len(recipe.markers)
     others = cycle(OTHER_COLORS)
     panel = Panel(tuple(Marker(name, COLORS.get(name) or next(others)) for name in recipe.markers))
-    network = replace(recipe.network_config, readout_head=recipe.readout_head)
+    network = recipe.finished_config
     tile, halo, lead = tile_shape(network)
     identity = Calibration((0.0,) * channels, (16.0,) * channels, ((0.0, 16.0),) * channels)
     return ModelInfo(
@@ -167,6 +150,7 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int, described:
         metrics={},
         limits=recipe.limits,
         weights_sha256="",
+        time_shift=1.0 if recipe.heads is None else recipe.heads.time_shift,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -14,9 +14,34 @@ from mupd_wsi.model.bundle import bundled_models, find_bundle, read_info
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.training.manifest import PairEntry, entry_from_mapping
 
-#: Files of a run: the network as training left it, and with the read-out's own head.
+#: Files of a run: the network as training left it, and with heads that were trained afterwards.
 CHECKPOINT: Final = "checkpoint.pt"
-READOUT: Final = "readout.pt"
+HEADS: Final = "heads.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsRecipe:
+    """How heads are trained on the features of a finished network (:mod:`mupd_wsi.training.heads`).
+
+    Attributes:
+        pixel_width: see :class:`NetworkConfig`; at least the number of markers.
+        decoder_widths: likewise.
+        steps: optimiser steps.
+        batch: crops a step.
+        crop: side of a crop, px; a multiple of 8.
+        learning_rate: peak of the cosine schedule.
+        time_shift: of the flow times that the decoder is trained at, and that draws take.
+        variants: how often each tile is seen: as it is, and turned, mirrored and recoloured.
+    """
+
+    pixel_width: int
+    decoder_widths: tuple[int, int]
+    steps: int = 2000
+    batch: int = 4
+    crop: int = 256
+    learning_rate: float = 2e-3
+    variants: int = 2
+    time_shift: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +80,7 @@ class Recipe:
         color_jitter: strength of the stain-space colour augmentation; 0 turns it off.
         seed: of weights, crops, augmentation and noise.
         validate_every: steps between looks at the dev split.
-        readout_head: whether :mod:`mupd_wsi.training.readout` fits a head of the read-out's own after this training.
+        heads: of read-out and draw, trained after this training; None: both come from the network's one linear head.
         sample_steps: default number of network evaluations of a draw, for the model's card.
         limits: what may not be expected of the model, for its card.
         version: of the model, for its card.
@@ -91,7 +116,7 @@ class Recipe:
     color_jitter: float = 1.0
     seed: int = 0
     validate_every: int = 250
-    readout_head: bool = False
+    heads: HeadsRecipe | None = None
     sample_steps: int = 4
     limits: tuple[str, ...] = ()
     version: str = "0.1.0"
@@ -101,9 +126,18 @@ class Recipe:
     @property
     def network_config(self) -> NetworkConfig:
         """Shape of the network that the recipe trains; where it says nothing, that of the bundle it starts from."""
-        own = {"targets": len(self.markers), "readout_head": False}
+        own = {"targets": len(self.markers), "pixel_width": 0, "decoder_widths": ()}
         base = read_info(self.start_from).network.as_json() if self.start_from and not self.network else {}
         return NetworkConfig.from_json({**base, **own, **self.network})
+
+    @property
+    def finished_config(self) -> NetworkConfig:
+        """The same with the heads that are trained afterwards."""
+        if self.heads is None:
+            return self.network_config
+        return replace(
+            self.network_config, pixel_width=self.heads.pixel_width, decoder_widths=self.heads.decoder_widths
+        )
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -129,6 +163,7 @@ def load_recipe(path: Path) -> Recipe:
                 **values,
                 "markers": tuple(values["markers"]),
                 "limits": tuple(values.get("limits", ())),
+                "heads": _heads(values.get("heads")),
                 "slides": tuple(entry_from_mapping(v, path.parent) for v in values.get("slides", ())),
                 "data": (path.parent / values["data"]).resolve() if values.get("data") else None,
                 "start_from": starting_bundle(str(start), path.parent) if (start := values.get("start_from")) else None,
@@ -138,6 +173,10 @@ def load_recipe(path: Path) -> Recipe:
         raise UsageError(f"{path}: the recipe is incomplete: {error}") from error
     _check(recipe, path)
     return recipe
+
+
+def _heads(values: Any) -> HeadsRecipe | None:
+    return None if values is None else HeadsRecipe(**{**values, "decoder_widths": tuple(values["decoder_widths"])})
 
 
 def starting_bundle(name: str, folder: Path) -> Path:

@@ -16,8 +16,8 @@ from mupd_wsi.errors import UsageError
 from mupd_wsi.model.bundle import ModelInfo
 from mupd_wsi.model.stainer import resolve_device
 from mupd_wsi.training.export import export
+from mupd_wsi.training.heads import HeadTrainer
 from mupd_wsi.training.preflight import Preflight, look_before
-from mupd_wsi.training.readout import fit_readout
 from mupd_wsi.training.recipe import CHECKPOINT, Recipe, starting_bundle
 from mupd_wsi.training.sources import open_pairs
 from mupd_wsi.training.trainer import Trainer, TrainingProgress
@@ -95,8 +95,8 @@ def train(
         trainer = Trainer(recipe, options.run, options.threads, device, pairs)
         trainer.resume()
         losses = _run(trainer, options, progress)
-        if recipe.readout_head:
-            fit_readout(recipe, options.run, pairs, options.threads)
+        if recipe.heads is not None:
+            HeadTrainer(recipe, options.run, pairs, options.threads).run(progress)
         bundle = options.run / "bundle"
         info = export(recipe, options.run, bundle, pairs=pairs)
     return TrainingResult(bundle, info, preflight, *((losses[0], losses[-1]) if losses else (None, None)))

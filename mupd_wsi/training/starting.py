@@ -24,8 +24,8 @@ def starting_weights(recipe: Recipe, bundle: Path, transform: TargetTransform) -
     """The weights of a bundle, for a run to begin with.
 
     Everything that does not depend on the markers is kept as it is. Markers that the bundle has keep their heads,
-    brought from its standardised units to the run's; new ones begin at random. A head of the read-out's
-    own is left out: it is fitted to finished features (:mod:`mupd_wsi.training.readout`).
+    brought from its standardised units to the run's; new ones begin at random. Heads that were trained on
+    finished features (:mod:`mupd_wsi.training.heads`) are left out.
 
     Args:
         recipe: of the run.
@@ -40,7 +40,7 @@ def starting_weights(recipe: Recipe, bundle: Path, transform: TargetTransform) -
         UsageError: its network has another shape, or another um/px.
     """
     info, config = read_info(bundle), recipe.network_config
-    if config != replace(info.network, targets=config.targets, readout_head=False):
+    if config != replace(info.network, targets=config.targets, pixel_width=0, decoder_widths=()):
         raise UsageError(f"{recipe.name} cannot start from {info.name}: its network has another shape")
     if abs(info.mpp - recipe.mpp) > 0.01 * recipe.mpp:
         raise UsageError(f"{recipe.name} is at {recipe.mpp:g} um/px and cannot start from {info.name} at {info.mpp:g}")

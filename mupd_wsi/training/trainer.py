@@ -116,7 +116,7 @@ class Trainer:
             add_adapters(self.network, recipe.lora_rank)
         self.network.to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.optimiser = torch.optim.AdamW(_parameter_groups(self.network, recipe.weight_decay), betas=(0.9, 0.98))
+        self.optimiser = torch.optim.AdamW(parameter_groups(self.network, recipe.weight_decay), betas=(0.9, 0.98))
         self.noise = torch.Generator().manual_seed(recipe.seed + 1)
         self.step = 0
         self.objective = self._objective().to(device)
@@ -137,7 +137,7 @@ class Trainer:
             if looked or self.step % 10 == 0:
                 pearson = float(np.nanmean(self.dev_pearson())) if looked else None
                 progress = TrainingProgress(self.step, self.recipe.steps, loss_mean, pace_mean, pearson)
-                self._log(progress)
+                append_log(self.folder / "log.csv", progress)
                 report(progress)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or self.step == self.recipe.steps:
                 self.save()
@@ -159,7 +159,7 @@ class Trainer:
 
     def _optimise(self, crops: list[Crops]) -> float:
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step)
+            group["lr"] = learning_rate(self.recipe.learning_rate, self.recipe.warmup, self.recipe.steps, self.step)
         rgb, x0 = self._tensors(crops)
         features = image_features(jitter_stains(rgb, self.recipe.color_jitter, self.noise)).to(self.device)
         x0 = x0.to(self.device)
@@ -172,8 +172,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
-        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        follow(self.average, self.network, self.recipe.ema_decay, self.step)
         return loss
 
     def _example(self, features: Tensor, x0: Tensor) -> Example:
@@ -254,14 +253,22 @@ class Trainer:
         self.noise.set_state(state["noise"].cpu())
         self.step = state["step"]
 
-    def _log(self, progress: TrainingProgress) -> None:
-        path = self.folder / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(asdict(progress)))
-            if new:
-                writer.writeheader()
-            writer.writerow(asdict(progress))
+
+@torch.no_grad()  # else each step would keep the one before
+def follow(average: MuPDNetwork, network: MuPDNetwork, decay: float, step: int) -> None:
+    """Move the exponential moving average of the weights; in the first steps it follows faster."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
+def append_log(path: Path, progress: TrainingProgress) -> None:
+    """Add a line to a training's CSV log."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(asdict(progress)))
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(progress))
 
 
 def autocast(device: str) -> torch.autocast:
@@ -269,15 +276,16 @@ def autocast(device: str) -> torch.autocast:
     return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=computes_in_bf16(device))
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine down to 2 % of the peak."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+def learning_rate(peak: float, warmup: int, steps: int, step: int) -> float:
+    """Linear warm-up over ``warmup`` steps, then a cosine down to 2 % of the peak at ``steps``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def _parameter_groups(network: MuPDNetwork, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(network: MuPDNetwork, weight_decay: float) -> list[dict[str, Any]]:
+    """For AdamW: weight decay on the matrices that are trained, none on the vectors."""
     trained = [p for p in network.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2]
     vectors = [p for p in trained if p.ndim < 2]

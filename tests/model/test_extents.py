@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,19 +11,27 @@ from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.extents import Extent, needs
 from mupd_wsi.model.network import MuPDNetwork
 
-MINI = NetworkConfig(targets=18, stage_depths=(2, 2))
+PLAIN = NetworkConfig(targets=18, stage_depths=(2, 2))
+MINI = replace(PLAIN, pixel_width=24, decoder_widths=(96, 112))
 
 
 def test_nothing_is_left_out_without_a_margin():
     for part in (needs(MINI, 736, 48, Extent(0, 736)), needs(MINI, 256, 0, Extent(0, 256))):
-        length = part.wanted.stop
-        assert {*part.down, *part.up, part.wanted} == {Extent(0, length)}
+        length = part.features.stop
+        assert {*part.down, *part.up, part.features} == {Extent(0, length)}
 
 
-def test_shipped_tile_needs_five_whole_windows():
-    part = needs(MINI, 736, 48, Extent(112, 624))
-    assert part.wanted == Extent(112, 624)
-    assert part.up == (Extent(96, 640), Extent(64, 672))  # 16 and 32 px of convolutions
+@pytest.mark.parametrize(
+    ("config", "features", "up"),
+    [
+        (PLAIN, Extent(112, 624), (Extent(96, 640), Extent(64, 672))),  # 16 and 32 px of convolutions
+        (MINI, Extent(108, 628), (Extent(88, 648), Extent(48, 688))),  # and 2 of the head, to whole patches
+    ],
+)
+def test_shipped_tile_needs_five_whole_windows(config, features, up):
+    part = needs(config, 736, 48, Extent(112, 624))
+    assert part.features == features
+    assert part.up == up
     assert part.down == (Extent(0, 736), Extent(16, 720), Extent(48, 688))  # the trunk sees 640 px
 
 
@@ -36,6 +46,17 @@ def test_shipped_tile_needs_five_whole_windows():
     ],
 )
 def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns):
+    image, t, noisy = torch.randn(1, 6, 384, 416), torch.tensor([0.4]), torch.randn(1, 2, 384, 416)
+    extents = (Extent(*rows), Extent(*columns))
+    for network, stain in ((small_network(), noisy), (small_network(pixel_width=4, decoder_widths=(8, 8)), None)):
+        with torch.inference_mode():
+            whole = network(image, t, stain, lead=lead)
+            inner = network(image, t, stain, lead=lead, wanted=extents)
+        torch.testing.assert_close(inner, whole[:, :, slice(*rows), slice(*columns)], rtol=1e-4, atol=1e-4)
+
+
+def small_network(**heads) -> MuPDNetwork:
+    """Random in all its parts, also in those that begin as zeros."""
     torch.manual_seed(0)
     config = NetworkConfig(
         targets=2,
@@ -47,12 +68,10 @@ def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns):
         window=6,
         kernel=5,
         context_width=8,
+        **heads,
     )
     network = MuPDNetwork(config).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        image, t, noisy = torch.randn(1, 6, 384, 416), torch.tensor([0.4]), torch.randn(1, 2, 384, 416)
-        whole = network(image, t, noisy, lead=lead)
-        inner = network(image, t, noisy, lead=lead, wanted=(Extent(*rows), Extent(*columns)))
-    torch.testing.assert_close(inner, whole[:, :, slice(*rows), slice(*columns)], rtol=1e-4, atol=1e-4)
+    return network

@@ -50,3 +50,4 @@ def test_path_starts_at_the_stain_and_ends_at_the_noise():
 
 def test_euler_times_run_from_one_to_zero():
     assert euler_times(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert euler_times(4, shift=3.0).tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])

@@ -70,24 +70,12 @@ def test_output_has_the_shape_of_the_stain(network, conditions):
     assert _run(network, conditions).shape == conditions["noisy"].shape
 
 
-def test_read_out_has_a_head_of_its_own():
-    torch.manual_seed(0)
-    net = MuPDNetwork(replace(SMALL, readout_head=True))
-    image, noisy, t = torch.randn(1, 6, 32, 32), torch.randn(1, 3, 32, 32), torch.ones(1)
-    net(image, t).sum().backward()
-    assert net.head.weight.grad is None
-    assert net.readout_head.weight.grad.abs().sum() > 0
-    net.zero_grad(set_to_none=True)
-    net(image, t, noisy).sum().backward()
-    assert net.head.weight.grad.abs().sum() > 0
-    assert net.readout_head.weight.grad is None
-
-
 @pytest.mark.parametrize("t", [0.2, 1.0])
-def test_folded_inference_equals_the_plain_sum(t):
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, pixel_width=4, decoder_widths=(8, 12))])
+def test_folded_inference_equals_the_plain_sum(t, config):
     """Without gradients modulation, gain and biases are folded; with them nothing is."""
     torch.manual_seed(0)
-    net = MuPDNetwork(SMALL)
+    net = MuPDNetwork(config)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -18,7 +18,7 @@ from mupd_wsi.errors import UsageError
 from mupd_wsi.model import find_bundle, load_model, read_info
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.training.adapters import add_adapters, merged
-from mupd_wsi.training.export import tile_shape
+from mupd_wsi.training.finished import tile_shape
 from mupd_wsi.training.recipe import load_recipe
 from mupd_wsi.training.session import TrainOptions, train
 from mupd_wsi.training.trainer import Trainer, autocast

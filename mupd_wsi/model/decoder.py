@@ -1,0 +1,131 @@
+"""From the features of a network to pixels: heads that see over the edges of patches, and the flow's decoder."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mupd_wsi.model.blocks import ConvBlock, affine, depth_to_space, space_to_depth
+
+
+class PixelHead(nn.Module):
+    """From one vector a patch to one value a pixel and channel, with a convolution between: patches leave no edges.
+
+    Args:
+        features: width of what it is given a patch.
+        pixels: channels of what it is given a pixel.
+        width: of its own features at every pixel.
+        outputs: channels.
+        patch: px.
+        time_width: of the embedding of the flow time.
+        kernel: side of the convolutions.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        pixels: int,
+        width: int,
+        outputs: int,
+        *,
+        patch: int,
+        time_width: int,
+        kernel: int,
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.expand = nn.Linear(features, patch**2 * width)
+        self.embed = nn.Linear(pixels, width, bias=False)
+        self.block = ConvBlock(width, time_width, kernel)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, features: Tensor, pixels: Tensor, time: Tensor) -> Tensor:
+        """Of ``features`` (B, h, w, F) and ``pixels`` (B, H, W, P), H = h * patch: (B, H, W, outputs)."""
+        x = depth_to_space(affine(features, self.expand), self.patch) + affine(pixels, self.embed)
+        return affine(self.block(x, time), self.out)
+
+
+class FlowDecoder(nn.Module):
+    """Predicts x0 from a noisy stain and what a network that has not seen the noise knows of the tissue.
+
+    A small U-Net at patch size, twice that, and single pixels. The network behind it runs once a draw, not once a step.
+    What comes out is joined with x_t so that the predicted quantity F has unit variance at every flow time (Karras et
+    al., arXiv 2206.00364, for the path of :mod:`mupd_wsi.model.flow`)::
+
+        x0 = c_skip x_t + c_out F    c_skip = (1 - t) / s^2    c_out = t / s    s^2 = (1 - t)^2 + t^2
+
+    Args:
+        features: width of the network's features, one vector a patch.
+        image: channels of the H&E.
+        targets: channels of the stain.
+        widths: at patch size and at twice that.
+        pixel_width: at single pixels.
+        patch: px.
+        time_width: of the embedding of the flow time.
+        kernel: side of the convolutions.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        image: int,
+        targets: int,
+        *,
+        widths: tuple[int, ...],
+        pixel_width: int,
+        patch: int,
+        time_width: int,
+        kernel: int,
+    ) -> None:
+        super().__init__()
+        fine, coarse = widths
+        self.patch = patch
+
+        def stage(width: int, depth: int = 1) -> nn.ModuleList:
+            return nn.ModuleList(ConvBlock(width, time_width, kernel) for _ in range(depth))
+
+        self.embed_features = nn.Linear(features, fine)
+        self.embed_noisy = nn.Linear(patch**2 * targets, fine, bias=False)
+        self.down_stage, self.down = stage(fine), nn.Linear(4 * fine, coarse)
+        self.coarse_stage, self.up = stage(coarse, 2), nn.Linear(coarse, 4 * fine)
+        self.merge, self.up_stage = nn.Linear(2 * fine, fine), stage(fine)
+        self.norm = nn.LayerNorm(fine)
+        self.head = PixelHead(
+            fine, image + targets, pixel_width, targets, patch=patch, time_width=time_width, kernel=kernel
+        )
+
+    def forward(self, features: Tensor, image: Tensor, noisy: Tensor, t: Tensor, time: Tensor) -> Tensor:
+        """Predict x0, (B, H, W, targets).
+
+        Args:
+            features: (B, H / patch, W / patch, F).
+            image: H&E features (B, H, W, image).
+            noisy: x_t (B, H, W, targets), H and W multiples of twice the patch.
+            t: (B,).
+            time: its embedding, (B, T).
+        """
+        dtype = self.norm.weight.dtype
+        folded = space_to_depth(noisy, self.patch).to(dtype)
+        x = affine(features.to(dtype), self.embed_features) + affine(folded, self.embed_noisy)
+        x = _through(self.down_stage, x, time)
+        deep = _through(self.coarse_stage, affine(space_to_depth(x, 2), self.down), time)
+        x = affine(torch.cat([x, depth_to_space(affine(deep, self.up), 2)], dim=-1), self.merge)
+        x = self.norm(_through(self.up_stage, x, time))
+        answer = self.head(x, torch.cat([image.to(dtype), noisy.to(dtype)], dim=-1), time)
+        kept, added = flow_scales(t[:, None, None, None])
+        x0: Tensor = kept * noisy + added * answer.float()
+        return x0
+
+
+def flow_scales(t: Tensor) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out of :class:`FlowDecoder` at flow times, any shape."""
+    power = (1 - t) ** 2 + t**2
+    return (1 - t) / power, t / power.sqrt()
+
+
+def _through(stage: nn.ModuleList, x: Tensor, time: Tensor) -> Tensor:
+    for block in stage:
+        x = cast(ConvBlock, block)(x, time)
+    return x

@@ -1,0 +1,99 @@
+"""Heads that see over the edges of patches, and the decoder that makes draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.decoder import flow_scales
+from mupd_wsi.model.flow import euler_states
+from mupd_wsi.model.network import MuPDNetwork
+
+CONFIG = NetworkConfig(
+    targets=3,
+    stage_widths=(16, 24),
+    stage_depths=(1, 1),
+    trunk_width=32,
+    trunk_depth=1,
+    trunk_heads=4,
+    window=2,
+    context_width=16,
+    pixel_width=6,
+    decoder_widths=(16, 24),
+)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    made = MuPDNetwork(CONFIG).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return made
+
+
+@pytest.fixture
+def tile():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, 6, 64, 64, generator=generator), torch.randn(1, 3, 64, 64, generator=generator)
+
+
+def test_read_out_and_draw_come_from_heads_of_their_own(network, tile):
+    image, noisy = tile
+    network(image, torch.ones(1)).sum().backward()
+    assert network.readout_head.out.weight.grad is not None
+    assert network.decoder.head.out.weight.grad is None
+    network.zero_grad(set_to_none=True)
+    network(image, torch.tensor([0.5]), noisy).sum().backward()
+    assert network.decoder.head.out.weight.grad is not None
+    assert network.readout_head.out.weight.grad is None
+    assert network.head.weight.grad is None
+
+
+def test_features_of_the_tissue_serve_every_step(network, tile):
+    """The network behind the decoder runs once a draw, and the draw is the same as if it ran at every step."""
+    image, noise = tile
+    with torch.inference_mode():
+        features = network.features(image, torch.ones(1))
+        *_, once = euler_states(lambda x, t: network.decode(features, image, t, x), noise, 3)
+        *_, each = euler_states(lambda x, t: network(image, t, x), noise, 3)
+    torch.testing.assert_close(once, each, rtol=0, atol=0)
+
+
+def test_a_patch_sees_its_neighbour(network, tile):
+    """A change of one patch's features moves the pixels of the next that touch it: no edges between patches."""
+    image, _ = tile
+    with torch.inference_mode():
+        features = network.features(image, torch.ones(1))
+        before = network.decode(features, image, torch.ones(1))
+        features[:, 8, 8] += 1
+        moved = (network.decode(features, image, torch.ones(1)) != before).any(dim=1)[0]
+    rows, columns = torch.where(moved)
+    first, last = 32 - CONFIG.head_reach, 35 + CONFIG.head_reach
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (first, last, first, last)
+
+
+def test_at_the_end_of_the_flow_a_draw_is_what_it_was_given(network, tile):
+    image, stain = tile
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image, torch.zeros(1), stain), stain)
+
+
+def test_the_predicted_quantity_has_unit_variance_at_every_time():
+    """Of unit variance and independent of the noise, x0 less its best linear guess from x_t has variance c_out ** 2."""
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(200_000, generator=generator) for _ in range(2))
+    for t in (0.05, 0.3, 0.5, 0.8, 1.0):
+        kept, added = flow_scales(torch.tensor(t))
+        rest = (x0 - kept * ((1 - t) * x0 + t * noise)) / added
+        assert float(rest.var()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_without_the_tissue_a_stain_is_still_predicted(network, tile):
+    _, noisy = tile
+    with torch.inference_mode():
+        assert network(None, torch.tensor([0.7]), noisy).shape == noisy.shape
+        with pytest.raises(ValueError, match="got neither"):
+            network(None, torch.ones(1))

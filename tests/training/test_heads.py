@@ -1,0 +1,93 @@
+"""Heads trained on the features of a network that is finished."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pairs import recipe_values
+
+from mupd_wsi.errors import UsageError
+from mupd_wsi.model import load_model
+from mupd_wsi.model.blocks import space_to_depth
+from mupd_wsi.model.stainer import SampleOptions
+from mupd_wsi.training.finished import least_squares, moved
+from mupd_wsi.training.heads import HeadTrainer, start_from_linear
+from mupd_wsi.training.recipe import HEADS, load_recipe
+from mupd_wsi.training.session import TrainOptions, train
+from mupd_wsi.training.sources import open_pairs
+
+SMALL_HEADS = {"pixel_width": 8, "decoder_widths": [16, 16], "steps": 30, "batch": 2, "crop": 128, "variants": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(paired_folder, tmp_path_factory):
+    """A recipe with heads, its run folder, and the bundle that came of it."""
+    folder = tmp_path_factory.mktemp("heads")
+    values = recipe_values(paired_folder, steps=20, validate_every=20, splits_within_slide=True, heads=SMALL_HEADS)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    recipe = load_recipe(folder / "recipe.yaml")
+    told = []
+    result = train(recipe, TrainOptions(run=folder / "run", device="cpu"), progress=told.append)
+    return recipe, folder / "run", result, told
+
+
+def test_heads_learn_and_leave_the_network_as_it_is(trained):
+    recipe, run, result, told = trained
+    losses = [one.loss for one in told if one.steps == SMALL_HEADS["steps"]]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    heads = torch.load(run / HEADS, weights_only=True)
+    network = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert all(torch.equal(heads["average"][name], value) for name, value in network["average"].items())
+    assert result.info.network == recipe.finished_config
+    stainer = load_model(result.bundle, device="cpu")
+    tile = np.full((1, result.info.tile, result.info.tile, 3), (180, 120, 170), np.uint8)
+    for readout in ("mean", "sample"):
+        stained = stainer.stain(tile, [(0, 0)], SampleOptions(readout, 2 if readout == "sample" else None))
+        assert np.isfinite(stained).all()
+        assert stained.max() > 0
+    stainer.close()
+
+
+def test_training_of_heads_goes_on_from_its_checkpoint(trained):
+    recipe, run, _, _ = trained
+    before = torch.load(run / HEADS, weights_only=True)["average"]
+    steps = []
+    with_more = HeadTrainer(recipe, run, open_pairs(recipe, run / "tiles"))
+    with_more.run(steps.append)
+    assert steps == []  # nothing was left to do
+    after = torch.load(run / HEADS, weights_only=True)["average"]
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_the_read_out_begins_as_the_best_linear_map(trained):
+    recipe, run, _, _ = trained
+    pairs = open_pairs(recipe, run / "tiles")
+    trainer = HeadTrainer(recipe, run, pairs)
+    squares = trainer.squares()
+    weights = least_squares(squares, len(squares.markers), recipe.finished_config.patch)
+    start_from_linear(trainer.network, weights, trainer.transform)
+    features = torch.from_numpy(squares.features[0].astype(np.float32))[None]
+    image = torch.randn(1, 6, *squares.he.shape[1:3])
+    with torch.inference_mode():
+        found = trainer.network.decode(features, image, torch.ones(1)).permute(0, 2, 3, 1)
+    wanted = features @ weights[:-1] + weights[-1]
+    torch.testing.assert_close(space_to_depth(found, recipe.finished_config.patch), wanted, rtol=1e-3, atol=0.05)
+
+
+def test_turned_squares_are_views_of_the_same_pixels():
+    planes = np.arange(24).reshape(2, 3, 4)
+    assert np.array_equal(moved(planes, (1, False)), np.rot90(planes, axes=(1, 2)))
+    assert np.array_equal(moved(planes, (0, True)), planes[:, :, ::-1])
+    assert np.shares_memory(moved(planes, (3, True)), planes)
+
+
+def test_heads_of_another_network_are_refused(trained, paired_folder):
+    recipe, run, _, _ = trained
+    values = recipe_values(paired_folder, heads=SMALL_HEADS)
+    path = run / "other.yaml"
+    path.write_text(yaml.safe_dump(values | {"network": values["network"] | {"trunk_depth": 2}}))
+    with pytest.raises(UsageError, match="another network"):
+        HeadTrainer(load_recipe(path), run, open_pairs(recipe, run / "tiles"))
