@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +25,7 @@ from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import TileGrid
 from mupd_wsi.tissue import StainGuess
 from mupd_wsi.writers import estimated_bytes
+from mupd_wsi.writers.omexml import software
 from mupd_wsi.writers.spec import Channel, ImageSpec
 
 if TYPE_CHECKING:
@@ -354,7 +354,7 @@ def _facts(slide: Slide, stainer: Stainer, options: StainOptions, style: Style) 
     return {
         "notice": NOTICE,
         "rendering": f"IHC {IHC_NOTICE}" if style == "ihc" else "predicted immunofluorescence",
-        "software": f"mupd-wsi {version('mupd-wsi')}",
+        "software": software(),
         "model": {
             "name": info.name,
             "version": info.version,

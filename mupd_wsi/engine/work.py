@@ -22,7 +22,15 @@ from mupd_wsi.engine.lock import LOCK, OWNER, Ownership, locked
 from mupd_wsi.engine.manifest import MANIFEST, key_of, manifest_of, settle_manifest
 from mupd_wsi.request import StainOptions
 from mupd_wsi.tiling import Tile
-from mupd_wsi.writers.staging import REPLACED, move_file, move_folder, output_errors, remove, sync_folder
+from mupd_wsi.writers.staging import (
+    REPLACED,
+    move_file,
+    move_folder,
+    output_errors,
+    remove,
+    sync_file,
+    sync_folder,
+)
 
 LOG: Final = "tiles.log"
 #: What a run with the same request goes on from.
@@ -77,6 +85,9 @@ class Work:
     def publish(self) -> None:
         """Give preview, record and output, which lie complete under :meth:`staged`, their final names, the output last.
 
+        All three and the mark are on the disk itself before the first gets its name, and the names before the mark
+        goes: whatever a loss of power leaves of the names, the next run finds the mark and begins this again.
+
         Raises:
             OutputError: the disk fails, or another process has taken over.
         """
@@ -84,11 +95,14 @@ class Work:
         self._ownership.require()
         with output_errors(place.output):
             place.publishing.touch()
+            for final in (place.preview, place.record):
+                sync_file(self.staged(final))
             sync_folder(place.work)
             for final in (place.preview, place.record):
-                move_file(self.staged(final), final)
+                move_file(self.staged(final), final, sync=False)
             move = move_folder if place.file_format == "ome-zarr" else move_file
-            move(self.staged(place.output), place.output)
+            move(self.staged(place.output), place.output, sync=False)  # its writer has synced it
+            sync_folder(place.output.parent)
             # The mark and the log go in one step: a run that finds the mark finds the log, too.
             self._keeper.close()
             place.publishing.replace(place.work / LOG)
@@ -122,7 +136,7 @@ def opened_work(job: StainJob, options: StainOptions) -> Iterator[Work]:
     place = job.place
     with ExitStack() as stack:
         with output_errors(place.output):
-            keeper = Keeper()
+            keeper = Keeper(place.work)
             ownership = stack.enter_context(locked(place.work, place.output, keeper.sync))
             check_destination(place, job.slide.path, overwrite=options.overwrite)
             stack.callback(_tidy, place, keeper, ownership)
@@ -132,10 +146,18 @@ def opened_work(job: StainJob, options: StainOptions) -> Iterator[Work]:
 
 
 class Keeper:
-    """Has the log on the disk itself every few seconds, in the lock's thread, and closes it."""
+    """Has the log on the disk itself every few seconds, in the lock's thread, and closes it.
 
-    def __init__(self) -> None:
+    Before the log goes the manifest, by which it is judged. A run that is over sooner syncs neither.
+
+    Args:
+        folder: that the two lie in.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self.journal: Journal | None = None
+        self._folder: Final = folder
+        self._settled = False
         self._error: OSError | None = None
         self._lock: Final = threading.Lock()
 
@@ -145,6 +167,10 @@ class Keeper:
             if self.journal is None or self.journal.closed:
                 return
             try:
+                if not self._settled:
+                    sync_file(self._folder / MANIFEST)
+                    sync_folder(self._folder)
+                    self._settled = True
                 self.journal.sync()
             except OSError as error:
                 self._error = error
