@@ -7,12 +7,14 @@ replays the log, and begins the writer's files anew.
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from heapq import merge
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from mupd_wsi.engine.damage import remember, settle_damage
 from mupd_wsi.engine.destination import PUBLISHING, Destination, check_destination
@@ -33,8 +35,9 @@ from mupd_wsi.writers.staging import (
 )
 
 LOG: Final = "tiles.log"
-#: What a run with the same request goes on from.
+#: What a run with the same request goes on from; of a cluster's run all that begins with BANDS, too.
 KEPT: Final = (MANIFEST, LOG, PUBLISHING)
+BANDS: Final = "bands-"
 
 
 class Work:
@@ -62,6 +65,27 @@ class Work:
     def staged(self, final: Path) -> Path:
         """Where something is made that :meth:`publish` will give its final name: a folder on the same disk."""
         return self._place.work / final.name
+
+    @property
+    def folder(self) -> Path:
+        """The work folder itself."""
+        return self._place.work
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        """What was noted, in order."""
+        return [json.loads(text) for text in self._journal.notes]
+
+    def note(self, content: Mapping[str, Any]) -> None:
+        """Have something remembered for the next run; JSON-serialisable.
+
+        Raises:
+            OutputError: the disk is full or fails, or another process has taken over.
+        """
+        self._ownership.require()
+        with output_errors(self._place.output):
+            self._keeper.require()
+            self._journal.note(json.dumps(content).encode())
 
     def missing(self, tiles: Iterable[Tile]) -> tuple[Tile, ...]:
         """The tiles that are not finished yet."""
@@ -124,10 +148,17 @@ class Work:
 
 
 @contextmanager
-def opened_work(job: StainJob, options: StainOptions) -> Iterator[Work]:
+def opened_work(
+    job: StainJob, options: StainOptions, facts: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Work]:
     """Lock an output for this process, and take up the work that is kept for it, if any.
 
     Whatever ends the block, finished tiles stay; where there are none, and after :meth:`Work.publish`, the folder goes.
+
+    Args:
+        job: the run.
+        options: of the request.
+        facts: what else decides whether work that is kept can be gone on with.
 
     Raises:
         OutputError: another process works on it; the kept work is of another request; the output has come meanwhile; or
@@ -140,7 +171,7 @@ def opened_work(job: StainJob, options: StainOptions) -> Iterator[Work]:
             ownership = stack.enter_context(locked(place.work, place.output, keeper.sync))
             check_destination(place, job.slide.path, overwrite=options.overwrite)
             stack.callback(_tidy, place, keeper, ownership)
-            keeper.journal = journal = _taken_up(job, options)
+            keeper.journal = journal = _taken_up(job, options, facts)
         damaged = settle_damage(journal, job.slide)
         yield Work(place, journal, ownership, keeper, damaged)
 
@@ -187,22 +218,23 @@ class Keeper:
                 self.journal.close()
 
 
-def _taken_up(job: StainJob, options: StainOptions) -> Journal:
+def _taken_up(job: StainJob, options: StainOptions, facts: Mapping[str, Any]) -> Journal:
     """The log of this request, after everything else that a killed run has left was deleted."""
     place = job.place
     _sweep(place, keep=() if options.restart else KEPT)
-    manifest = manifest_of(job, options)
+    manifest = manifest_of(job, options) | dict(facts)
     settle_manifest(place.work, manifest)
     return Journal(place.work / LOG, key_of(manifest))
 
 
 def _tidy(place: Destination, keeper: Keeper, ownership: Ownership) -> None:
-    """At the end of a run, however it ended: finished tiles stay, and nothing else."""
+    """At the end of a run, however it ended: finished work stays, and nothing else."""
     keeper.close()
     if ownership.lost.is_set():
         return
     # Where the log was not even opened, it is another request's, if there is one.
-    kept = len(keeper.journal) > 0 if keeper.journal is not None else (place.work / LOG).exists()
+    journal = keeper.journal
+    kept = len(journal) > 0 or journal.notes != () if journal is not None else (place.work / LOG).exists()
     _sweep(place, keep=KEPT if kept else ())
 
 
@@ -210,5 +242,6 @@ def _sweep(place: Destination, keep: Collection[str]) -> None:
     """Empty the work folder, but for what is named, the lock, and an old output that was moved aside for a new one."""
     for part in place.work.iterdir():
         aside = f".{REPLACED}-" in part.name and not place.output.exists()
-        if part.name not in {LOCK, OWNER, *keep} and not aside:
+        band = part.name.startswith(BANDS) and LOG in keep
+        if part.name not in {LOCK, OWNER, *keep} and not aside and not band:
             remove(part)

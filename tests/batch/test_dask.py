@@ -105,7 +105,7 @@ def test_a_worker_that_is_killed_costs_its_band_only(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list(tmp_path.glob(".out.ome.zarr.partial-*/0/c/0/*/0")):  # until the first rows are written
+    while not list(tmp_path.glob(".out.mupd-part/bands-*/0/c/0/*/0")):  # until the first rows are written
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.05)
     loopback.workers[0].send_signal(signal.SIGKILL)
