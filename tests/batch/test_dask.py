@@ -115,6 +115,25 @@ def test_a_worker_that_is_killed_costs_its_band_only(
 
 
 @pytest.mark.faults
+def test_a_client_that_is_killed_goes_on(tall: tuple[Path, np.ndarray], loopback: Loopback, tmp_path: Path) -> None:
+    slide, alone = tall
+    out = tmp_path / "out.ome.zarr"
+    run_it = command("stain", slide, *ARGUMENTS, "--cluster", loopback.address, "-o", out)
+    process = subprocess.Popen([*run_it, "-q"], stderr=subprocess.DEVNULL)
+    log = tmp_path / ".out.mupd-part" / "tiles.log"
+    while not (log.exists() and b'"band"' in log.read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = subprocess.run([*run_it, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["details"]["tiles"]["resumed"] > 0
+    assert np.array_equal(level_0(out), alone)
+    assert not (tmp_path / ".out.mupd-part").exists()
+
+
+@pytest.mark.faults
 def test_a_batch_on_a_running_cluster(loopback: Loopback, tmp_path: Path) -> None:
     make_slides(tmp_path / "in", ["a.png", "b.png", "c.png"])
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
