@@ -72,7 +72,7 @@ def settle_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     try:
         content = path.read_bytes() if path.exists() else b""
         if not content.strip(b"\0"):
-            write_atomically(path, json.dumps(manifest, indent=2).encode())
+            write_atomically(path, json.dumps(manifest).encode())
             return
         earlier = json.loads(content)
         found = differences(earlier, manifest)
