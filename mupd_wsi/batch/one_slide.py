@@ -70,18 +70,7 @@ def stain_on_cluster(
     watch = Stopwatch()
     here = replace(options, device="cpu", batch_size=1, workers=1)  # the client runs no network
     with opened_job(slide, targets, model, output, here, watch) as job:
-        if job.fuse != "crop":
-            raise UsageError(
-                f"--fuse {job.fuse} joins the whole slide and cannot be cut into bands; leave out --cluster"
-            )
-        spelled = (targets,) if isinstance(targets, str) else tuple(targets)
-        request = BandRequest(
-            slide=str(job.slide.path.resolve()),
-            targets=spelled,
-            model=str(Path(model).resolve()) if Path(model).is_dir() else str(model),
-            output=job.place.output.resolve(),
-            options=options,
-        )
+        request = _band_request(job, targets, model, options)
         theirs = _facts(client, request)
         job = replace(job, facts=theirs.facts, spec=replace(job.spec, provenance=theirs.facts))
         gathered = PreviewCollector(job.grid.region, job.grid.core, job.pictured, job.spec.background)
@@ -106,10 +95,25 @@ def stain_on_cluster(
             with output_errors(job.place.output):
                 _complete(store, job, work.staged(job.place.output))
             work.publish()
-        place = job.place
-        return StainResult(
-            place.output, place.preview, place.record, job.spec.size, job.warnings, watch.total(), details
-        )
+        place, size = job.place, job.spec.size
+        return StainResult(place.output, place.preview, place.record, size, job.warnings, watch.total(), details)
+
+
+def _band_request(job: StainJob, targets: str | Sequence[str], model: str | Path, options: StainOptions) -> BandRequest:
+    """What the workers are told.
+
+    Raises:
+        UsageError: the overlaps are to be joined in a way that needs the whole slide.
+    """
+    if job.fuse != "crop":
+        raise UsageError(f"--fuse {job.fuse} joins the whole slide and cannot be cut into bands; leave out --cluster")
+    return BandRequest(
+        slide=str(job.slide.path.resolve()),
+        targets=(targets,) if isinstance(targets, str) else tuple(targets),
+        model=str(Path(model).resolve()) if Path(model).is_dir() else str(model),
+        output=job.place.output.resolve(),
+        options=options,
+    )
 
 
 def _facts(client: Any, request: BandRequest) -> WorkerFacts:
