@@ -13,38 +13,18 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks import batches
+from benchmarks.figures import Figure
 from benchmarks.measured_run import MeasuredRun, measured_run
 from benchmarks.orion_slide import write_slide
 
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent / "shared" / "data"
 GIB = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measured figure and what it has to reach.
-
-    Attributes:
-        name: what was measured.
-        value: median over the runs.
-        unit: of the value.
-        at_most: the promise.
-    """
-
-    name: str
-    value: float
-    unit: str
-    at_most: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether the promise holds."""
-        return self.value <= self.at_most
 
 
 def stain(slide: Path, targets: str, folder: Path, *more: str) -> MeasuredRun:
@@ -123,6 +103,13 @@ def identity(folder: Path, runs: int) -> list[Figure]:
     return figures
 
 
+def resume(folder: Path, runs: int) -> list[Figure]:
+    """What a kill half-way costs on the ORION slide, all markers."""
+    slide = folder / "resume-he.tif"
+    write_slide(DATA / "orion-crc01", slide)
+    return batches.resume(folder, runs, slide)
+
+
 def _held(run: MeasuredRun) -> int:
     return run.peak_bytes + run.scratch_bytes
 
@@ -132,6 +119,9 @@ PARTS: dict[str, Callable[[Path, int], list[Figure]]] = {
     "biopsy": biopsy,
     "height": height,
     "identity": identity,
+    "tiny": batches.tiny,
+    "workers": batches.workers,
+    "resume": resume,
 }
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -33,12 +33,15 @@ class MeasuredRun:
     scratch_bytes: int = 0
 
 
-def measured_run(command: Sequence[str], watched: Path | None = None) -> MeasuredRun:
+def measured_run(
+    command: Sequence[str], watched: Path | None = None, look: Callable[[], bool] | None = None
+) -> MeasuredRun:
     """Run a command to its end.
 
     Args:
         command: its words.
         watched: folder whose size on disk is looked at while it runs, twice a second.
+        look: called ten times a second while it runs; where it says False the command is killed, as a power cut would.
 
     Raises:
         SystemExit: it failed; its standard error has been shown.
@@ -48,14 +51,25 @@ def measured_run(command: Sequence[str], watched: Path | None = None) -> Measure
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     with _Watch(watched) as watch, running as process:
         assert process.stdout is not None
+        killed = look is not None and _kill_when_told(process, look)
         output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start
-    if process.returncode:
+    if process.returncode and not killed:
         sys.exit(f"benchmark: {' '.join(command)} failed with exit code {process.returncode}")
     kilobytes = usage.ru_maxrss // 1024 if sys.platform == "darwin" else usage.ru_maxrss
     return MeasuredRun(wall, usage.ru_utime + usage.ru_stime, kilobytes * 1024, output, watch.largest)
+
+
+def _kill_when_told(process: subprocess.Popen[str], look: Callable[[], bool]) -> bool:
+    """Look until the process has ended, which leaves its account to be taken; whether it was killed."""
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if not look():
+            process.kill()
+            return True
+        time.sleep(0.1)
+    return False
 
 
 class _Watch:

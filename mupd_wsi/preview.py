@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mupd_wsi.drawing import PANEL_SIDE, Panel, Sheet, compose_sheet
+from mupd_wsi.drawing import PANEL_SIDE, Panel, Sheet, as_png, compose_sheet
 from mupd_wsi.geometry import Region, Size
 from mupd_wsi.record import write_atomically
 from mupd_wsi.writers.spec import Channel
@@ -147,9 +146,7 @@ def save_preview(path: Path, gathered: PreviewCollector, read_he: ReadHE, mpp: f
     Raises:
         OutputError: the file cannot be written.
     """
-    content = io.BytesIO()
-    draw_preview(gathered, read_he, mpp, text).save(content, "PNG")
-    write_atomically(path, content.getvalue())
+    write_atomically(path, as_png(np.asarray(draw_preview(gathered, read_he, mpp, text))))
 
 
 def draw_preview(gathered: PreviewCollector, read_he: ReadHE, mpp: float, text: PreviewText) -> Image.Image:

@@ -18,6 +18,8 @@ Fuse = Literal["crop", "blend", "joint"]
 
 #: The words that every output carries.
 NOTICE: Final = "virtual stain, research use only"
+#: What a picture carries besides that a model has painted itself.
+PAINTED_NOTICE: Final = "painted by the model, not a chemical stain"
 #: What an IHC rendering carries besides.
 IHC_NOTICE: Final = "rendered from predicted immunofluorescence, not chemical IHC"
 

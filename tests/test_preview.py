@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from mupd_wsi.drawing import PANEL_SIDE, SHEET_WIDTH, Panel, draw_panel, scale_bar
+from mupd_wsi.drawing import PANEL_SIDE, SHEET_WIDTH, Panel, as_png, draw_panel, scale_bar
 from mupd_wsi.errors import OutputError
 from mupd_wsi.geometry import Region, Size
 from mupd_wsi.preview import PreviewCollector, PreviewText, compose, draw_preview, save_preview
@@ -92,14 +93,22 @@ def test_the_drawn_bar_has_its_length_on_the_picture() -> None:
 def test_a_window_cuts_the_picture_between_pixels() -> None:
     ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], 100, axis=0).repeat(3, axis=2)
     drawn = draw_panel(Panel("", ramp, 1.0, (10.5, 0, 50.5, 40)), None)
-    assert drawn.size == (320, 320)
-    assert np.asarray(drawn)[5, 160, 0] == pytest.approx(2 * 30, abs=2)
+    assert drawn.size == (120, 120)
+    assert np.asarray(drawn)[5, 60, 0] == pytest.approx(2 * 30, abs=2)
 
 
 def test_compose_lays_channels_over_each_other_as_light() -> None:
     planes = np.array([[[0, 255, 255, 128]], [[0, 0, 255, 0]]], np.uint8)
     picture = compose(planes, (Channel("a", (255, 0, 0)), Channel("b", (0, 0, 255))))
     assert picture[0].tolist() == [[0, 0, 0], [255, 0, 0], [255, 0, 255], [128, 0, 0]]
+
+
+def test_the_png_holds_the_picture() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
+    with Image.open(io.BytesIO(as_png(picture))) as read:
+        read.load()
+        assert (read.format, read.mode) == ("PNG", "RGB")
+        assert np.array_equal(np.asarray(read), picture)
 
 
 def test_compose_keeps_rgb() -> None:

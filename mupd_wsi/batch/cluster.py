@@ -110,6 +110,7 @@ def _local(distributed: Any, workers: int | None) -> Iterator[Any]:
         memory_limit=0,
         silence_logs=logging.CRITICAL,
         env=ONE_THREAD | {"OMP_WAIT_POLICY": "PASSIVE"},
+        preload="mupd_wsi.batch.worker_setup",
     ) as cluster:
         yield cluster
 

@@ -57,6 +57,8 @@ def match(task: SlideTask, model: ModelFacts) -> Match:
     """
     if not (exists(task.remote) if task.remote else task.output.exists()):
         return Match("nothing")
+    if task.remote is None and destination(task.output, None, "", (), 0).publishing.exists():
+        return Match("nothing")  # its run was stopped while it gave the names; staining goes on there
     record = _record(task)
     if record is None:
         return Match("unknown")

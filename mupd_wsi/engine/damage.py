@@ -41,7 +41,7 @@ def settle_damage(journal: Journal, slide: Slide) -> set[tuple[int, int, int]]:
     Returns:
         The places (level, row, column) that still cannot be read.
     """
-    noted = [json.loads(note) for note in journal.notes]
+    noted = [note for note in map(json.loads, journal.notes) if "damaged" in note]
     for note in noted:
         look_again(slide, note["damaged"][0], Region(*note["region"]))
     damaged = {(tile.level, tile.row, tile.column) for tile in slide.damaged}

@@ -101,8 +101,9 @@ def check_destination(place: Destination, slide_path: Path, *, overwrite: bool) 
     folder = place.output.parent
     if not folder.is_dir():
         raise OutputError(f"output folder {folder} does not exist; create it, or choose another with -o")
+    slide = slide_path.resolve()
     for path in (place.output, place.preview, place.record):
-        if _is_part_of(path, slide_path):
+        if _is_part_of(path, slide):
             raise OutputError(f"output {path} would overwrite the slide itself; choose another name with -o")
     if place.output.exists() or place.output.is_symlink():
         if not overwrite and not place.publishing.exists():
@@ -157,9 +158,9 @@ def _file_safe(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", label.strip()).strip("-.") or "target"
 
 
-def _is_part_of(path: Path, slide_path: Path) -> bool:
-    """Whether a path is the slide, by whatever name or link, or lies inside the folder that the slide is."""
-    target, slide = path.resolve(), slide_path.resolve()
+def _is_part_of(path: Path, slide: Path) -> bool:
+    """Whether a path is the slide (resolved), by whatever name or link, or lies inside the folder that the slide is."""
+    target = path.resolve()
     if target == slide or slide in target.parents:
         return True
     return path.exists() and slide.exists() and path.samefile(slide)

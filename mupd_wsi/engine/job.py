@@ -135,7 +135,7 @@ class StainJob:
             rgb = self.recolor.apply(rgb)
         if rgb.shape[:2] == (tile.side, tile.side):
             return rgb
-        return rgb[(rows - y)[:, None], columns - x]
+        return rgb.take(columns - x, axis=1).take(rows - y, axis=0)
 
     def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Run the network: float32 (tiles, len(windows), n, n), intensities without :attr:`margin`.

@@ -116,6 +116,7 @@ class Journal:
     def note(self, text: bytes) -> None:
         """Append something to be remembered beside the tiles."""
         self._append(_record(_NOTE, 0, 0.0, 0, text))
+        self._notes.append(text)
 
     def forget_damaged(self) -> None:
         """Leave out the tiles that were made from damaged parts of the slide."""

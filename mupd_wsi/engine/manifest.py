@@ -14,7 +14,6 @@ from mupd_wsi.errors import OutputError
 from mupd_wsi.record import software, write_atomically
 from mupd_wsi.request import StainOptions
 from mupd_wsi.writers.omexml import flattened
-from mupd_wsi.writers.staging import sync_file, sync_folder
 
 MANIFEST: Final = "manifest.json"
 #: Grows when the manifest or the log changes in a way that older work cannot be read any more.
@@ -64,17 +63,18 @@ def key_of(manifest: Mapping[str, Any]) -> bytes:
 def settle_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest into a work folder, or compare it with the one that is there.
 
+    One that a loss of power has left empty is written anew: the log beside it is bound to its own manifest by the key.
+
     Raises:
         OutputError: the work in the folder was begun for another request; names what differs.
     """
     path = folder / MANIFEST
-    if not path.exists():
-        write_atomically(path, json.dumps(manifest, indent=2).encode())
-        sync_file(path)
-        sync_folder(folder)
-        return
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes() if path.exists() else b""
+        if not content.strip(b"\0"):
+            write_atomically(path, json.dumps(manifest).encode())
+            return
+        earlier = json.loads(content)
         found = differences(earlier, manifest)
     except (OSError, ValueError, AttributeError) as error:
         raise OutputError(f"{path} cannot be read ({error}); begin anew with --restart") from error

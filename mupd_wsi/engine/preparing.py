@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,15 +20,16 @@ from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageEr
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel, canonical
 from mupd_wsi.normalising import StainProfile, StainTransfer
-from mupd_wsi.request import IHC_NOTICE, NOTICE, Fuse, StainOptions, Style
+from mupd_wsi.request import IHC_NOTICE, NOTICE, PAINTED_NOTICE, Fuse, StainOptions, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import TileGrid
 from mupd_wsi.tissue import StainGuess
 from mupd_wsi.writers import estimated_bytes
+from mupd_wsi.writers.omexml import software
 from mupd_wsi.writers.spec import Channel, ImageSpec
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import SampleOptions, Stainer
+    from mupd_wsi.model import ModelInfo, SampleOptions, Stainer
 
 #: Dyes this many times stronger or weaker than the training slide's are told to the user.
 MAX_STRENGTH: Final = 2.0
@@ -352,7 +352,7 @@ def _image_spec(
 
 def _rendering(style: Style, *, painted: bool) -> str:
     if painted:
-        return "brightfield as the model paints it, not a chemical stain"
+        return f"brightfield {PAINTED_NOTICE}"
     return f"IHC {IHC_NOTICE}" if style == "ihc" else "predicted immunofluorescence"
 
 
@@ -362,7 +362,7 @@ def _facts(slide: Slide, stainer: Stainer, options: StainOptions, style: Style) 
     return {
         "notice": NOTICE,
         "rendering": _rendering(style, painted=info.painted),
-        "software": f"mupd-wsi {version('mupd-wsi')}",
+        "software": software(),
         "model": {
             "name": info.name,
             "version": info.version,

@@ -7,12 +7,14 @@ replays the log, and begins the writer's files anew.
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from heapq import merge
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from mupd_wsi.engine.damage import remember, settle_damage
 from mupd_wsi.engine.destination import PUBLISHING, Destination, check_destination
@@ -22,11 +24,20 @@ from mupd_wsi.engine.lock import LOCK, OWNER, Ownership, locked
 from mupd_wsi.engine.manifest import MANIFEST, key_of, manifest_of, settle_manifest
 from mupd_wsi.request import StainOptions
 from mupd_wsi.tiling import Tile
-from mupd_wsi.writers.staging import REPLACED, move_file, move_folder, output_errors, remove, sync_folder
+from mupd_wsi.writers.staging import (
+    REPLACED,
+    move_file,
+    move_folder,
+    output_errors,
+    remove,
+    sync_file,
+    sync_folder,
+)
 
 LOG: Final = "tiles.log"
-#: What a run with the same request goes on from.
+#: What a run with the same request goes on from; of a cluster's run all that begins with BANDS, too.
 KEPT: Final = (MANIFEST, LOG, PUBLISHING)
+BANDS: Final = "bands-"
 
 
 class Work:
@@ -55,6 +66,27 @@ class Work:
         """Where something is made that :meth:`publish` will give its final name: a folder on the same disk."""
         return self._place.work / final.name
 
+    @property
+    def folder(self) -> Path:
+        """The work folder itself."""
+        return self._place.work
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        """What was noted, in order."""
+        return [json.loads(text) for text in self._journal.notes]
+
+    def note(self, content: Mapping[str, Any]) -> None:
+        """Have something remembered for the next run; JSON-serialisable.
+
+        Raises:
+            OutputError: the disk is full or fails, or another process has taken over.
+        """
+        self._ownership.require()
+        with output_errors(self._place.output):
+            self._keeper.require()
+            self._journal.note(json.dumps(content).encode())
+
     def missing(self, tiles: Iterable[Tile]) -> tuple[Tile, ...]:
         """The tiles that are not finished yet."""
         return tuple(tile for tile in tiles if tile.index not in self._journal)
@@ -77,6 +109,9 @@ class Work:
     def publish(self) -> None:
         """Give preview, record and output, which lie complete under :meth:`staged`, their final names, the output last.
 
+        All three and the mark are on the disk itself before the first gets its name, and the names before the mark
+        goes: whatever a loss of power leaves of the names, the next run finds the mark and begins this again.
+
         Raises:
             OutputError: the disk fails, or another process has taken over.
         """
@@ -84,11 +119,14 @@ class Work:
         self._ownership.require()
         with output_errors(place.output):
             place.publishing.touch()
+            for final in (place.preview, place.record):
+                sync_file(self.staged(final))
             sync_folder(place.work)
             for final in (place.preview, place.record):
-                move_file(self.staged(final), final)
+                move_file(self.staged(final), final, sync=False)
             move = move_folder if place.file_format == "ome-zarr" else move_file
-            move(self.staged(place.output), place.output)
+            move(self.staged(place.output), place.output, sync=False)  # its writer has synced it
+            sync_folder(place.output.parent)
             # The mark and the log go in one step: a run that finds the mark finds the log, too.
             self._keeper.close()
             place.publishing.replace(place.work / LOG)
@@ -110,10 +148,17 @@ class Work:
 
 
 @contextmanager
-def opened_work(job: StainJob, options: StainOptions) -> Iterator[Work]:
+def opened_work(
+    job: StainJob, options: StainOptions, facts: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Work]:
     """Lock an output for this process, and take up the work that is kept for it, if any.
 
     Whatever ends the block, finished tiles stay; where there are none, and after :meth:`Work.publish`, the folder goes.
+
+    Args:
+        job: the run.
+        options: of the request.
+        facts: what else decides whether work that is kept can be gone on with.
 
     Raises:
         OutputError: another process works on it; the kept work is of another request; the output has come meanwhile; or
@@ -122,20 +167,28 @@ def opened_work(job: StainJob, options: StainOptions) -> Iterator[Work]:
     place = job.place
     with ExitStack() as stack:
         with output_errors(place.output):
-            keeper = Keeper()
+            keeper = Keeper(place.work)
             ownership = stack.enter_context(locked(place.work, place.output, keeper.sync))
             check_destination(place, job.slide.path, overwrite=options.overwrite)
             stack.callback(_tidy, place, keeper, ownership)
-            keeper.journal = journal = _taken_up(job, options)
+            keeper.journal = journal = _taken_up(job, options, facts)
         damaged = settle_damage(journal, job.slide)
         yield Work(place, journal, ownership, keeper, damaged)
 
 
 class Keeper:
-    """Has the log on the disk itself every few seconds, in the lock's thread, and closes it."""
+    """Has the log on the disk itself every few seconds, in the lock's thread, and closes it.
 
-    def __init__(self) -> None:
+    Before the log goes the manifest, by which it is judged. A run that is over sooner syncs neither.
+
+    Args:
+        folder: that the two lie in.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self.journal: Journal | None = None
+        self._folder: Final = folder
+        self._settled = False
         self._error: OSError | None = None
         self._lock: Final = threading.Lock()
 
@@ -145,6 +198,10 @@ class Keeper:
             if self.journal is None or self.journal.closed:
                 return
             try:
+                if not self._settled:
+                    sync_file(self._folder / MANIFEST)
+                    sync_folder(self._folder)
+                    self._settled = True
                 self.journal.sync()
             except OSError as error:
                 self._error = error
@@ -161,22 +218,23 @@ class Keeper:
                 self.journal.close()
 
 
-def _taken_up(job: StainJob, options: StainOptions) -> Journal:
+def _taken_up(job: StainJob, options: StainOptions, facts: Mapping[str, Any]) -> Journal:
     """The log of this request, after everything else that a killed run has left was deleted."""
     place = job.place
     _sweep(place, keep=() if options.restart else KEPT)
-    manifest = manifest_of(job, options)
+    manifest = manifest_of(job, options) | dict(facts)
     settle_manifest(place.work, manifest)
     return Journal(place.work / LOG, key_of(manifest))
 
 
 def _tidy(place: Destination, keeper: Keeper, ownership: Ownership) -> None:
-    """At the end of a run, however it ended: finished tiles stay, and nothing else."""
+    """At the end of a run, however it ended: finished work stays, and nothing else."""
     keeper.close()
     if ownership.lost.is_set():
         return
     # Where the log was not even opened, it is another request's, if there is one.
-    kept = len(keeper.journal) > 0 if keeper.journal is not None else (place.work / LOG).exists()
+    journal = keeper.journal
+    kept = len(journal) > 0 or journal.notes != () if journal is not None else (place.work / LOG).exists()
     _sweep(place, keep=KEPT if kept else ())
 
 
@@ -184,5 +242,6 @@ def _sweep(place: Destination, keep: Collection[str]) -> None:
     """Empty the work folder, but for what is named, the lock, and an old output that was moved aside for a new one."""
     for part in place.work.iterdir():
         aside = f".{REPLACED}-" in part.name and not place.output.exists()
-        if part.name not in {LOCK, OWNER, *keep} and not aside:
+        band = part.name.startswith(BANDS) and LOG in keep
+        if part.name not in {LOCK, OWNER, *keep} and not aside and not band:
             remove(part)

@@ -45,7 +45,8 @@ def load_zoo(name: str, device: str) -> ForeignStainer:
         raise UsageError(
             f"say at which um/px {key} was trained, as its authors do: --model {PREFIX}{key}@0.5"
         ) from error
-    return ForeignStainer(_made(kind, name), mpp=mpp, name=key, tile=_side(kind), halo=HALO, device=device)
+    side = _side(kind)
+    return ForeignStainer(_made(kind, name), mpp=mpp, name=key, tile=side, halo=min(HALO, side // 4), device=device)
 
 
 def _made(kind: Any, name: str) -> Any:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mupd_wsi.errors import SlideError
 from mupd_wsi.geometry import Size
+from mupd_wsi.slides.claims import jpegxl_size, webp_size
 from mupd_wsi.slides.guards import has_entities, jpeg2000_size, jpeg_size, require_sane
 from mupd_wsi.slides.source import TileLevel
 
@@ -23,8 +24,18 @@ _YCBCR: Final = 6
 _GREY: Final = 1
 _JPEG: Final = 7
 _JPEG2000: Final = {33003, 33005, 34712}
+_WEBP: Final = 50001
+_JPEGXL: Final = 50002
 #: None, LZW, JPEG, Adobe deflate, PackBits, deflate, Aperio JPEG 2000 (YCbCr, RGB), JPEG 2000, zstd, WebP, JPEG XL.
 _COMPRESSIONS: Final = {1, 5, 7, 8, 32773, 32946, 33003, 33005, 34712, 50000, 50001, 50002}
+
+#: Compression -> reads the size that a stream of it claims; the others unpack no further than a tile goes.
+_CLAIMS: Final[dict[int, Callable[[bytes], tuple[int, int] | None]]] = {
+    _JPEG: jpeg_size,
+    **dict.fromkeys(_JPEG2000, jpeg2000_size),
+    _WEBP: webp_size,
+    _JPEGXL: jpegxl_size,
+}
 
 _MAX_IFDS: Final = 10_000
 _MAX_TABLE_BYTES: Final = 2**32
@@ -199,11 +210,7 @@ def _plane(page: Any, start: int, tiles: int | None) -> Plane:
         counts=np.asarray(page.databytecounts[start:stop], np.int64),
         first_index=start,
         is_jpeg=int(page.compression) == _JPEG,
-        claimed=jpeg_size
-        if int(page.compression) == _JPEG
-        else jpeg2000_size
-        if int(page.compression) in _JPEG2000
-        else None,
+        claimed=_CLAIMS.get(int(page.compression)),
     )
 
 

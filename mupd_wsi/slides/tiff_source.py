@@ -92,11 +92,13 @@ class TiffSource:
             raise SlideLostError(f"{place} cannot be read any more ({error.strerror}); see to its disk") from error
         if len(data) < count or (plane.is_jpeg and not _is_whole_jpeg(data)):
             raise SlideError(f"{place} is damaged (bytes {offset} to {offset + count}); fetch the slide again")
-        claimed = plane.claimed(data) if plane.claimed is not None else None
-        if claimed is not None and claimed[0] * claimed[1] > MAX_TILE_AREA:
-            raise SlideError(f"{place} claims {claimed[0]} x {claimed[1]} px; fetch the slide again")
         try:
+            claimed = plane.claimed(data) if plane.claimed is not None else None
+            if claimed is not None and claimed[0] * claimed[1] > MAX_TILE_AREA:
+                raise SlideError(f"{place} claims {claimed[0]} x {claimed[1]} px; fetch the slide again")
             pixels, _, _ = plane.decode(data, index + plane.first_index, jpegtables=plane.jpegtables)
+        except SlideError:
+            raise
         except DAMAGE as error:  # every codec's own error inherits one of these
             raise SlideError(f"{place} cannot be decoded ({_one_line(error)}); fetch the slide again") from error
         return cast("NDArray[np.uint8]", pixels[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,48 +10,18 @@ import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore
 
 from mupd_wsi.errors import SlideError, SlideLostError
 from mupd_wsi.geometry import Size
-from mupd_wsi.slides.guards import DAMAGE, MAX_CHUNK_BYTES, require_chunk_fits, require_sane
+from mupd_wsi.slides.guards import DAMAGE, MAX_CHUNK_BYTES, require_sane
 from mupd_wsi.slides.pixelsize import um_per_unit
 from mupd_wsi.slides.source import RawMpp, SourceFacts, TileLevel
+from mupd_wsi.slides.zarr_guard import GuardedStore, packing_of
 
-METADATA: Final = {"zarr.json", ".zattrs", ".zarray", ".zgroup", ".zmetadata"}
 _MIN_BLOCK: Final = 256
 _MAX_BLOCK: Final = 2048
 _USUAL_BLOCK: Final = 512
-
-
-class GuardedStore(WrapperStore[Store]):
-    """A store that hands out no chunk that unpacks to more than a chunk has.
-
-    Where a whole shard is read at once, its first chunk alone is looked at.
-
-    Attributes:
-        most: bytes of a chunk, unpacked; None while the metadata are read.
-    """
-
-    most: int | None = None
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """See :class:`zarr.abc.store.Store`.
-
-        Raises:
-            ValueError: the chunk is a trap.
-        """
-        content = await super().get(key, prototype, byte_range)
-        if content is not None and self.most is not None and key.rsplit("/", 1)[-1] not in METADATA:
-            require_chunk_fits(content.to_bytes(), self.most)
-        return content
-
-
-def _chunk_bytes(array: Any) -> int:
-    count: int = math.prod(array.chunks) * array.dtype.itemsize
-    return count
 
 
 class ZarrSource:
@@ -83,7 +52,7 @@ class ZarrSource:
             raw_mpp = _raw_mpp(scales, self._axes)
             self._require_rgb()
             self.facts = SourceFacts("OME-Zarr", tuple(self._level(array) for array in self._arrays), raw_mpp)
-            store.most = max(_chunk_bytes(array) for array in self._arrays)
+            packings = {f"{array.path}/": packing_of(array, path.name) for array in self._arrays}
         except SlideError:
             raise
         except (OSError, *DAMAGE, zarr.errors.BaseZarrError) as error:
@@ -93,8 +62,10 @@ class ZarrSource:
             ) from error
         for level in self.facts.levels:
             require_sane(path.name, level.size.width, level.size.height, level.tile.width, level.tile.height)
-        if store.most > MAX_CHUNK_BYTES:
-            raise SlideError(f"{path.name} claims chunks of {store.most} bytes: it is damaged or a trap")
+        most = max(packing.most for packing in packings.values())
+        if most > MAX_CHUNK_BYTES:
+            raise SlideError(f"{path.name} claims chunks of {most} bytes: it is damaged or a trap")
+        store.packings = packings
 
     def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
         """Decode one block; see :class:`~mupd_wsi.slides.source.PixelSource`."""

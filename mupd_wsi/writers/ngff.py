@@ -69,22 +69,29 @@ class ZarrStore:
 
     Memory bound: the index of one shard, two numbers a tile.
 
+    Args:
+        path: final name.
+        spec: of the image.
+        folder: where the image lies until it is complete, on the same disk, and goes on where it is there already; None
+            takes a new hidden one beside ``path``.
+
     Raises:
         OSError: the folder cannot be made.
     """
 
-    def __init__(self, path: Path, spec: ImageSpec) -> None:
+    def __init__(self, path: Path, spec: ImageSpec, folder: Path | None = None) -> None:
         self._path: Final = path
         self._samples: Final = spec.samples
         self.tiles: Final = TileFormat(encode=encode_chunk, planes=1, background=spec.background)
         self._sizes: Final = level_sizes(spec.size)
         self._columns: Final = [-(-size.width // TILE) for size in self._sizes]
-        self._partial_path = hidden_sibling(path, "partial")
+        self._partial_path = folder or hidden_sibling(path, "partial")
         self._shard: BinaryIO | None = None
         self._index: list[tuple[int, int]] = []
         self._end = 0
-        self._partial_path.mkdir()
-        _make_arrays(self._partial_path, spec, self._sizes)
+        if folder is None or not folder.exists():
+            self._partial_path.mkdir()
+            _make_arrays(self._partial_path, spec, self._sizes)
 
     @property
     def folder(self) -> Path:
@@ -110,10 +117,14 @@ class ZarrStore:
 
     def discard(self) -> None:
         """Delete the partial folder."""
+        self.release()
+        remove(self._partial_path)
+
+    def release(self) -> None:
+        """Close what is open, and leave the partial folder."""
         if self._shard is not None:
             self._shard.close()
             self._shard = None
-        remove(self._partial_path)
 
     def _open_shard(self, place: TilePlace) -> BinaryIO:
         file = shard_path(self._partial_path, place.level, place.row)

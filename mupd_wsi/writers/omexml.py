@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 from xml.etree import ElementTree
@@ -23,6 +24,7 @@ UM: Final = "\N{MICRO SIGN}m"
 _NOT_PLAIN: Final = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+@cache
 def software() -> str:
     """Name and version of this package."""
     return f"mupd-wsi {version('mupd-wsi')}"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mupd_wsi.errors import OutputError
 from mupd_wsi.writers.ngff import MISSING, encode_chunk, shard_index, shard_path
 from mupd_wsi.writers.pyramid import TILE, filled_up
+from mupd_wsi.writers.staging import move_file, sync_folder
 
 #: Folder inside the image's, until it is complete, for rows of shards that two writers share.
 FRAGMENTS: Final = ".rows"
@@ -131,14 +132,15 @@ def _write_fragment(folder: Path, row: int, first: int, pixels: NDArray[np.uint8
 
 
 def _replace(image: Path, file: Path, content: bytes) -> None:
-    """Write a file under a name that no other writer uses, then give it its own."""
+    """Write a file under a name that no other writer uses, then give it its own; both are then on the disk itself."""
     if not image.is_dir():
         raise OutputError(f"{image} is gone: its run was stopped, or this worker does not see the same storage")
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{os.getpid()}-{secrets.token_hex(6)}")
     try:
         temporary.write_bytes(content)
-        temporary.replace(file)
+        move_file(temporary, file)
+        sync_folder(file.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -65,18 +65,31 @@ def sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def move_file(temporary: Path, final: Path) -> None:
-    """Give a finished file its final name, replacing what is there in one step."""
-    sync_file(temporary)
+def move_file(temporary: Path, final: Path, *, sync: bool = True) -> None:
+    """Give a finished file its final name, replacing what is there in one step: a crash leaves the old or the new.
+
+    Args:
+        temporary: closed.
+        final: on the same disk.
+        sync: have the content on the disk itself first; False where it is.
+    """
+    if sync:
+        sync_file(temporary)
     temporary.replace(final)
-    sync_folder(final.parent)
 
 
-def move_folder(temporary: Path, final: Path) -> None:
-    """Give a finished folder its final name; what is there is moved aside, beside ``temporary``, and deleted last."""
-    for part in temporary.rglob("*"):
-        if part.is_file():
-            sync_file(part)
+def move_folder(temporary: Path, final: Path, *, sync: bool = True) -> None:
+    """Give a finished folder its final name; what is there is moved aside, beside ``temporary``, and deleted last.
+
+    Args:
+        temporary: all files in it closed.
+        final: on the same disk.
+        sync: have the files on the disk itself first; False where they are.
+    """
+    if sync:
+        for part in temporary.rglob("*"):
+            if part.is_file():
+                sync_file(part)
     aside = None
     if final.exists() or final.is_symlink():
         aside = temporary.with_name(hidden_sibling(final, REPLACED).name)
@@ -88,8 +101,8 @@ def move_folder(temporary: Path, final: Path) -> None:
         if aside is not None:
             aside.rename(final)
         raise
-    sync_folder(final.parent)
     if aside is not None:
+        sync_folder(final.parent)
         remove(aside)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +58,13 @@ def encode_grey(tile: Pixels) -> bytes:
     return isal_zlib.compress(imagecodecs.delta_encode(tile, axis=-1).tobytes(), DEFLATE_LEVEL)
 
 
+@cache
+def _blank_tile(is_rgb: bool, background: int) -> bytes:
+    """An encoded tile of one grey level."""
+    encode, planes = (encode_rgb, 3) if is_rgb else (encode_grey, 1)
+    return encode(np.full((planes, TILE, TILE), background, np.uint8))
+
+
 class TiffStore:
     """The tiles of one OME-TIFF; see :class:`~mupd_wsi.writers.streamed.TileStore`.
 
@@ -79,7 +87,7 @@ class TiffStore:
             planes=3 if spec.is_rgb else 1,
             background=spec.background,
         )
-        self._blank: Final = self.tiles.encode(np.full((self.tiles.planes, TILE, TILE), spec.background, np.uint8))
+        self._blank: Final = _blank_tile(spec.is_rgb, spec.background)
         self._index: list[list[list[SpoolPlace]]] = [[[] for _ in range(self._pages)] for _ in self._sizes]
         self._end = 0
         self._spool_path = hidden_sibling(path, "spool")

@@ -105,13 +105,32 @@ def test_a_worker_that_is_killed_costs_its_band_only(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list(tmp_path.glob(".out.ome.zarr.partial-*/0/c/0/*/0")):  # until the first rows are written
+    while not list(tmp_path.glob(".out.mupd-part/bands-*/0/c/0/*/0")):  # until the first rows are written
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.05)
     loopback.workers[0].send_signal(signal.SIGKILL)
     _, shown = process.communicate(timeout=300)
     assert process.returncode == 0, shown
     assert np.array_equal(level_0(out), alone)
+
+
+@pytest.mark.faults
+def test_a_client_that_is_killed_goes_on(tall: tuple[Path, np.ndarray], loopback: Loopback, tmp_path: Path) -> None:
+    slide, alone = tall
+    out = tmp_path / "out.ome.zarr"
+    run_it = command("stain", slide, *ARGUMENTS, "--cluster", loopback.address, "-o", out)
+    process = subprocess.Popen([*run_it, "-q"], stderr=subprocess.DEVNULL)
+    log = tmp_path / ".out.mupd-part" / "tiles.log"
+    while not (log.exists() and b'"band"' in log.read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = subprocess.run([*run_it, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["details"]["tiles"]["resumed"] > 0
+    assert np.array_equal(level_0(out), alone)
+    assert not (tmp_path / ".out.mupd-part").exists()
 
 
 @pytest.mark.faults

@@ -166,6 +166,106 @@ def test_workers_that_would_stain_otherwise_are_refused(tmp_path: Path, monkeypa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.png"]
 
 
+class Stop(Exception):  # noqa: N818
+    """Stands for whatever ends a client."""
+
+
+def stopped(slide: Path, output: Path, after: int, **keywords: Any) -> int:
+    """A run that ends when some bands are there; returns the tiles of these."""
+    told: list[Progress] = []
+
+    def stop(progress: Progress) -> None:
+        told.append(progress)
+        if len(told) > after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        stain_on_cluster(slide, "all", HereClient(3), output=output, options=OPTIONS, progress=stop, **keywords)
+    return told[-1].done
+
+
+@pytest.mark.parametrize("ending", [".ome.zarr", ".ome.tiff"])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_client_that_was_stopped_goes_on(ending: str, after: int, tmp_path: Path) -> None:
+    slide = save_slide(tmp_path / "s.png", he_texture(2100, 200))
+    alone = stain_slide(slide, "all", model=StandInStainer(tile=160), output=tmp_path / f"a{ending}", options=OPTIONS)
+    output = tmp_path / f"b{ending}"
+    tiles = stopped(slide, output, after)
+    assert 0 < tiles < alone.details["tiles"]["stained"]
+    client, told = HereClient(threads=50), list[Progress]()  # more workers do not change how the slide was cut
+    together = stain_on_cluster(slide, "all", client, output=output, options=OPTIONS, progress=told.append)
+    assert told[0] == Progress(tiles, alone.details["tiles"]["stained"], tiles)
+    assert together.details["tiles"]["resumed"] == tiles
+    assert client.bands == 4 - after
+    assert all(map(np.array_equal, levels(alone.output), levels(together.output)))
+    assert alone.preview.read_bytes() == together.preview.read_bytes()
+    assert validate_slide(together.output).ok
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("stage", ["save_preview", "_finish_pyramid", "write_record", "_complete"])
+def test_a_client_that_was_stopped_at_the_end_stains_nothing(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = save_slide(tmp_path / "s.png", he_texture(2100, 700))
+    output, client = tmp_path / "b.ome.zarr", HereClient()
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one_slide, stage, stop)
+        with pytest.raises(Stop):
+            stain_on_cluster(slide, "all", HereClient(), output=output, options=OPTIONS)
+    together = stain_on_cluster(slide, "all", client, output=output, options=OPTIONS)
+    assert client.bands == 0
+    alone = stain_slide(slide, "all", model=StandInStainer(tile=160), output=tmp_path / "a.ome.zarr", options=OPTIONS)
+    assert all(map(np.array_equal, levels(alone.output), levels(together.output)))
+    assert alone.preview.read_bytes() == together.preview.read_bytes()
+
+
+def test_a_band_whose_notes_are_damaged_is_stained_again(tmp_path: Path) -> None:
+    slide = save_slide(tmp_path / "s.png", he_texture(2100, 200))
+    alone = stain_slide(slide, "all", model=StandInStainer(tile=160), output=tmp_path / "a.ome.zarr", options=OPTIONS)
+    stopped(slide, tmp_path / "b.ome.zarr", 4)
+    for part in (tmp_path / ".b.mupd-part").glob("bands-*.npz"):
+        part.write_bytes(part.read_bytes()[:100])
+    client = HereClient()
+    together = stain_on_cluster(slide, "all", client, output=tmp_path / "b.ome.zarr", options=OPTIONS)
+    assert client.bands == 4
+    assert all(map(np.array_equal, levels(alone.output), levels(together.output)))
+
+
+def test_two_clients_of_one_output(tmp_path: Path) -> None:
+    """The second one leaves at once, and so does a single process; the first one does not notice."""
+    slide, output, refused = save_slide(tmp_path / "s.png", he_texture(1300, 200)), tmp_path / "b.ome.zarr", []
+
+    def others(_: Progress) -> None:
+        for run in (
+            partial(stain_on_cluster, client=HereClient()),
+            partial(stain_slide, model=StandInStainer(tile=160)),
+        ):
+            with pytest.raises(OutputError, match="already working") as caught:
+                run(slide, "all", output=output, options=OPTIONS)
+            refused.append(caught.value)
+
+    stain_on_cluster(slide, "all", HereClient(), output=output, options=OPTIONS, progress=others)
+    assert refused
+    assert validate_slide(output).ok
+
+
+def test_one_process_does_not_go_on_with_bands_nor_delete_them(tmp_path: Path) -> None:
+    slide = save_slide(tmp_path / "s.png", he_texture(2100, 200))
+    stopped(slide, tmp_path / "b.ome.zarr", 2)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("bands-*/**/*")}
+    run = partial(stain_slide, slide, "all", model=StandInStainer(tile=160), output=tmp_path / "b.ome.zarr")
+    with pytest.raises(OutputError, match="cluster was true, now not given"):
+        run(options=OPTIONS)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("bands-*/**/*")}
+    assert run(options=replace(OPTIONS, restart=True)).details["tiles"]["resumed"] == 0
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
 def test_rows_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="same storage"):
         join_fragments(SharedImage(tmp_path, 900, 0), 1)

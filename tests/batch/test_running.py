@@ -130,6 +130,18 @@ def test_what_a_killed_run_left_is_done_again_but_foreign_files_are_kept(slides:
     assert rows(out)["b.png"]["status"] == "done"
 
 
+def test_a_run_that_was_stopped_while_it_gave_names_is_finished(slides: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_batch(tasks_of(slides, out), out, BatchOptions(), events=InPlace())
+    (out / "b.CD8.preview.png").unlink()  # a loss of power may leave any of the three names
+    (out / ".b.CD8.mupd-part").mkdir()
+    (out / ".b.CD8.mupd-part" / "publishing").touch()
+    crew = InPlace()
+    assert run_batch(tasks_of(slides, out), out, BatchOptions(), events=crew).ok
+    assert crew.stained == ["b.CD8.ome.tiff"]
+    assert (out / "b.CD8.preview.png").exists()
+
+
 def test_retries_come_after_the_rest_and_not_for_what_lasts(slides: Path, tmp_path: Path) -> None:
     out, tries = tmp_path / "out", {"a.CD8.ome.tiff": 2}
 

@@ -188,6 +188,17 @@ def test_a_damaged_manifest_says_restart(slide: Path, tmp_path: Path) -> None:
         run(slide, tmp_path / "o.ome.tiff")
 
 
+@pytest.mark.parametrize("left", [b"", bytes(700)])
+def test_a_manifest_that_a_power_cut_has_emptied_is_written_anew(left: bytes, slide: Path, tmp_path: Path) -> None:
+    stopped(slide, tmp_path / "o.ome.tiff", 9)
+    (tmp_path / ".o.mupd-part" / "manifest.json").write_bytes(left)
+    assert run(slide, tmp_path / "o.ome.tiff").details["tiles"]["resumed"] > 0
+    stopped(slide, tmp_path / "p.ome.tiff", 9)
+    (tmp_path / ".p.mupd-part" / "manifest.json").write_bytes(left)
+    other = StainOptions(mpp=0.51, style="mif", tissue_mask=False)
+    assert run(slide, tmp_path / "p.ome.tiff", options=other).details["tiles"]["resumed"] == 0
+
+
 @pytest.mark.parametrize("name", ["o.ome.tiff", "o.ome.zarr"])
 @pytest.mark.parametrize("moved", range(4))
 def test_stopped_while_names_are_given(
@@ -280,11 +291,11 @@ def _after(count: int, error: Exception) -> Callable[[Callable[..., Any]], Calla
     left = [count]
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
             left[0] -= 1
             if left[0] < 0:
                 raise error
-            return function(*arguments)
+            return function(*arguments, **keywords)
 
         return call
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import imagecodecs
 import numcodecs
 import numpy as np
@@ -28,6 +29,7 @@ from mupd_wsi.errors import BundleError, SlideError
 from mupd_wsi.geometry import Region
 from mupd_wsi.model.bundle import find_bundle, read_info, read_weights
 from mupd_wsi.slides import open_slide
+from mupd_wsi.slides.claims import jpegxl_size, webp_size
 from mupd_wsi.slides.guards import jpeg2000_size, jpeg_size, require_chunk_fits, zstd_size
 
 #: None of these files is larger than this, nor takes more memory than that.
@@ -110,6 +112,56 @@ def test_sizes_that_jpeg_2000_streams_claim() -> None:
     assert jpeg2000_size(b"no such stream") is None
 
 
+@pytest.mark.parametrize("side", [8, 250, 256, 257, 300, 1000, 9000])
+@pytest.mark.parametrize("other", [1, 40, 256, 600])
+def test_sizes_that_jpeg_xl_streams_claim(side: int, other: int) -> None:
+    for height, width in ((side, other), (other, side), (side, side), (side, 2 * side)):
+        if height * width > 1_000_000:
+            continue
+        for container in (True, False):
+            picture = np.zeros((height, width, 3), np.uint8)
+            stream = bytes(imagecodecs.jpegxl_encode(picture, effort=1, usecontainer=container))
+            assert jpegxl_size(stream) == (width, height)
+    assert jpegxl_size(b"no such stream") is None
+    assert jpegxl_size(b"") is None
+
+
+def test_jpeg_xl_streams_of_many_pictures_are_refused() -> None:
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match="more than one picture"):
+        jpegxl_size(bytes(imagecodecs.jpegxl_encode(frames)))
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_sizes_that_webp_files_claim(lossless: bool) -> None:
+    for height, width in ((30, 50), (256, 256), (1, 4000)):
+        for samples in (3, 4):
+            picture = np.random.default_rng(0).integers(0, 256, (height, width, samples), np.uint8)
+            assert webp_size(bytes(imagecodecs.webp_encode(picture, lossless=lossless))) == (width, height)
+    assert webp_size(b"no such file") is None
+
+
+@pytest.mark.parametrize("compression", ["jpegxl", "webp"])
+def test_a_tile_that_claims_to_be_huge(compression: str, tmp_path: Path) -> None:
+    """A whole and valid stream, of one colour, many times as large as the tile it stands for."""
+    path = tmp_path / "a.tif"
+    picture = np.zeros((256, 256, 3), np.uint8)
+    tifffile.imwrite(path, picture, tile=(256, 256), photometric="rgb", compression=compression, metadata=None)
+    with open_slide(path) as slide:
+        assert slide.backend == "tifffile"
+        slide.read_level(0, Region(0, 0, 64, 64))
+    shape = (8500, 8500, 3)
+    encode = imagecodecs.jpegxl_encode if compression == "jpegxl" else imagecodecs.webp_encode
+    bomb = bytes(encode(np.zeros(shape, np.uint8), **({"effort": 1} if compression == "jpegxl" else {"level": 1})))
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        page, end = tiff.pages[0].aspage(), path.stat().st_size
+        page.tags[324].overwrite(end)
+        page.tags[325].overwrite(len(bomb))
+    with path.open("ab") as stream:
+        stream.write(bomb)
+    refused(path, "claims 8500 x 8500 px")
+
+
 def test_a_tile_that_unpacks_to_more_than_a_tile(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(
@@ -136,7 +188,8 @@ def test_a_tile_that_unpacks_to_more_than_a_tile(tmp_path: Path) -> None:
 def zarr_image(path: Path, version: int = 3, dataset: str = "0", **options: Any) -> Path:
     group = zarr.create_group(path, zarr_format=version)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 256, 256), np.uint8)
-    array = group.create_array("0", shape=pixels.shape, dtype="uint8", chunks=(3, 256, 256), **options)
+    options = {"chunks": (3, 256, 256)} | options
+    array = group.create_array("0", shape=pixels.shape, dtype="uint8", **options)
     array[...] = pixels
     scales = [
         {
@@ -183,6 +236,44 @@ def test_a_chunk_that_unpacks_to_more_than_a_chunk(version: int, packer: str, tm
     assert chunk.is_file()
     chunk.write_bytes(bombs[packer]()[: SMALL - 100_000])
     refused(path, "unpacks to more than")
+
+
+@pytest.mark.parametrize("location", ["start", "end"])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_shard_with_a_trap_in_any_of_its_chunks(place: int, location: str, tmp_path: Path) -> None:
+    """The shard is read at once, as its window covers it."""
+    layout = {"shape": (3, 256, 256), "index_location": location}
+    path = zarr_image(tmp_path / "a.zarr", chunks=(3, 128, 128), shards=layout, compressors=zarr.codecs.ZstdCodec())
+    with open_slide(path, mpp=0.5) as slide:
+        slide.read_level(0, Region(0, 0, 64, 64))
+    shard = path / "0" / "c" / "0" / "0" / "0"
+    content, size = shard.read_bytes(), 4 * 16
+    index = content[: size + 4] if location == "start" else content[-size - 4 :]
+    places = np.frombuffer(index[:size], "<u8").reshape(4, 2).copy()
+    bomb = zstd_bomb(1_000_000_000)
+    places[place] = (len(content), len(bomb)) if location == "start" else (len(content) - size - 4, len(bomb))
+    fresh = places.tobytes() + int(google_crc32c.value(places.tobytes())).to_bytes(4, "little")
+    shard.write_bytes(
+        fresh + content[size + 4 :] + bomb if location == "start" else content[: -size - 4] + bomb + fresh
+    )
+    refused(path, "unpacks to more than")
+
+
+@pytest.mark.parametrize(
+    "compressors",
+    [
+        (zarr.codecs.ZstdCodec(), zarr.codecs.GzipCodec()),
+        (zarr.codecs.ShardingCodec(chunk_shape=(3, 64, 64)), None),
+    ],
+)
+def test_chunks_that_are_packed_twice_are_refused(compressors: tuple[Any, Any], tmp_path: Path) -> None:
+    """What the inner packing unpacks to is not known before the outer one is unpacked."""
+    if compressors[1] is None:
+        inner = zarr.codecs.ShardingCodec(chunk_shape=(3, 128, 128), codecs=[compressors[0]])
+        path = zarr_image(tmp_path / "a.zarr", serializer=inner, compressors=None)
+    else:
+        path = zarr_image(tmp_path / "a.zarr", compressors=compressors)
+    refused(path, "packed twice")
 
 
 def test_a_frame_that_does_not_say_its_size() -> None:
