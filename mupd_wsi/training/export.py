@@ -146,6 +146,7 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int, described:
             "optimiser_steps": steps,
             "batch": recipe.batch,
             "crop": recipe.crop,
+            **({} if recipe.heads is None else {"heads_steps": recipe.heads.steps, "heads_batch": recipe.heads.batch}),
         },
         metrics={},
         limits=recipe.limits,
