@@ -71,7 +71,7 @@ class NetworkConfig:
     @property
     def head_reach(self) -> int:
         """Pixels around a pixel that the read-out's head sees."""
-        return self.kernel // 2 if self.pixel_width else 0
+        return self.patch if self.pixel_width else 0
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

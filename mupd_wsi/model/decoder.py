@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Final, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mupd_wsi.model.blocks import ConvBlock, affine, depth_to_space, space_to_depth
+
+#: Side of the square that a patch speaks for, in patches: half a patch beyond its own edges.
+SPREAD: Final = 2
+
+
+class OverlapHead(nn.Module):
+    """From one vector a patch to values a pixel, linear, and without edges where patches meet.
+
+    Each patch speaks for a square of twice its side. Where four of them overlap their answers are blended by weights
+    that fall off evenly to the square's own edges, so between two patches no pixel steps further than another.
+
+    Args:
+        features: width of what it is given a patch.
+        outputs: channels.
+        patch: px, even.
+    """
+
+    def __init__(self, features: int, outputs: int, patch: int) -> None:
+        super().__init__()
+        self.patch, self.outputs = patch, outputs
+        self.linear = nn.Linear(features, (SPREAD * patch) ** 2 * outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Of ``features`` (B, h + 2, w + 2, F), with a ring around what is wanted: (B, h * patch, w * patch, C)."""
+        b, rows, columns, _ = features.shape
+        patch, half = self.patch, self.patch // 2
+        squares = affine(features, self.linear).view(b, rows, columns, SPREAD, patch, SPREAD, patch, self.outputs)
+        # Blocks that lie half a patch up and left of the patches: each is what four squares say of it.
+        blocks = squares.new_zeros(b, rows - 1, patch, columns - 1, patch, self.outputs)
+        for y in range(SPREAD):
+            for x in range(SPREAD):
+                part = squares[:, 1 - y : rows - y, 1 - x : columns - x, y, :, x]
+                blocks += part.permute(0, 1, 3, 2, 4, 5) * self._weights(y, x, squares)
+        pixels = blocks.view(b, (rows - 1) * patch, (columns - 1) * patch, self.outputs)
+        return pixels[:, half : -half or None, half : -half or None]
+
+    def _weights(self, y: int, x: int, like: Tensor) -> Tensor:
+        """Of one quarter of a square, (patch, 1, patch, 1)."""
+        rising = (torch.arange(self.patch, device=like.device, dtype=like.dtype) + 0.5) / self.patch
+        window = torch.stack([rising, 1 - rising])
+        return window[y][:, None, None, None] * window[x][None, None, :, None]
+
+
+def with_ring(features: Tensor) -> Tensor:
+    """``features`` (B, h, w, F) with one more patch on every side, the same as the outermost."""
+    ringed: Tensor = F.pad(features.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate")
+    return ringed.permute(0, 2, 3, 1)
 
 
 class PixelHead(nn.Module):

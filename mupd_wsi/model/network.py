@@ -16,7 +16,7 @@ from mupd_wsi.model.blocks import (
     space_to_depth,
 )
 from mupd_wsi.model.config import NetworkConfig
-from mupd_wsi.model.decoder import FlowDecoder, PixelHead
+from mupd_wsi.model.decoder import FlowDecoder, OverlapHead, with_ring
 from mupd_wsi.model.extents import Extent, Needs, cut, needs
 
 #: Parts that stay fp32 whatever the precision, so that what comes out is not rounded to bf16's 8 bits.
@@ -137,20 +137,21 @@ class MuPDNetwork(nn.Module):
             image = given.new_zeros(len(given), self.config.image_channels, *given.shape[2:])
         pixels = image.permute(0, 2, 3, 1)
         if noisy is None:
-            return self._read_out(features, pixels, self.time(t), kept, whole).permute(0, 3, 1, 2)
+            return self._read_out(features, kept, whole).permute(0, 3, 1, 2)
         time = self.time(t).to(self.decoder.norm.weight.dtype)
         x0 = self.decoder(features, pixels, noisy.permute(0, 2, 3, 1), t, time)
         return cut(x0, whole, kept, 1).permute(0, 3, 1, 2)
 
-    def _read_out(
-        self, features: Tensor, pixels: Tensor, time: Tensor, kept: list[Extent], whole: list[Extent]
-    ) -> Tensor:
+    def _read_out(self, features: Tensor, kept: list[Extent], whole: list[Extent]) -> Tensor:
         """Expected intensities of what is kept, (B, H, W, targets)."""
         reach, patch = self.config.head_reach, self.config.patch
         seen = [part.widened(reach, patch, side.stop) for part, side in zip(kept, whole, strict=True)]
-        precise = self.readout_head.out.weight.dtype
-        answer = self.readout_head(features.to(precise), cut(pixels, whole, seen, 1).to(precise), time.to(precise))
-        return cut(answer, seen, kept, 1)
+        ring = [Extent(part.start - reach, part.stop + reach) for part in kept]
+        # At an image's own edges there is nothing beyond: what is nearest stands for it.
+        around = [Extent(part.start - reach, part.stop + reach) for part in seen]
+        features = cut(with_ring(features.to(self.readout_head.linear.weight.dtype)), around, ring, patch)
+        answer: Tensor = self.readout_head(features)
+        return answer
 
     def features(
         self,
@@ -214,7 +215,7 @@ class MuPDNetwork(nn.Module):
     def _add_decoders(self, config: NetworkConfig) -> None:
         shape: dict[str, int] = {"patch": config.patch, "time_width": config.time_width, "kernel": config.kernel}
         width, image, targets = config.stage_widths[0], config.image_channels, config.targets
-        self.readout_head = PixelHead(width, image, config.pixel_width, targets, **shape)
+        self.readout_head = OverlapHead(width, targets, config.patch)
         self.decoder = FlowDecoder(
             width,
             image,

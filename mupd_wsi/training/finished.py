@@ -10,12 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mupd_wsi.lookahead import in_order
-from mupd_wsi.model.blocks import space_to_depth
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.decoder import SPREAD
 from mupd_wsi.model.extents import Extent, needs
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.network import MuPDNetwork
@@ -136,26 +137,31 @@ def moved(planes: NDArray[Any], motion: tuple[int, bool]) -> NDArray[Any]:
 
 
 def least_squares(squares: FinishedSquares, count: int, patch: int, ridge: float = 1e-3) -> Tensor:
-    """The linear map of the features that is nearest to the intensities of the first squares (ridge regression).
+    """The linear map of a patch's features that is nearest to the intensities of the square that it speaks for.
+
+    That is a square of :data:`SPREAD` patches a side (:class:`mupd_wsi.model.decoder.OverlapHead`). Ridge regression.
 
     Args:
         squares: of the network.
-        count: how many of them.
+        count: how many of them, the first, are looked at.
         patch: px of a feature vector.
         ridge: of the features' mean square.
 
     Returns:
-        (width + 1, patch * patch * C), in the order of space-to-depth; the last row is the bias.
+        (width + 1, side * side * C), in the order of the head's outputs; the last row is the bias.
     """
-    width, channels = squares.features.shape[-1], len(squares.markers[0])
+    width, channels, side = squares.features.shape[-1], len(squares.markers[0]), SPREAD * patch
+    margin = (side - patch) // 2
     square = torch.zeros(width + 1, width + 1, dtype=torch.float64)
-    product = torch.zeros(width + 1, patch**2 * channels, dtype=torch.float64)
+    product = torch.zeros(width + 1, side**2 * channels, dtype=torch.float64)
     for features, markers in zip(squares.features[:count], squares.markers[:count], strict=True):
-        flat = torch.from_numpy(features.astype(np.float32)).flatten(0, 1)
+        flat = torch.from_numpy(features[1:-1, 1:-1].astype(np.float32)).flatten(0, 1)
         x = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
-        planes = torch.from_numpy(np.ascontiguousarray(markers)).permute(1, 2, 0)[None].float()
+        inner = torch.from_numpy(np.ascontiguousarray(markers))[:, patch - margin : -patch + margin]
+        planes = inner[..., patch - margin : -patch + margin].float()
+        spoken = F.unfold(planes[None], side, stride=patch)[0].view(channels, side**2, -1)
         square += x.T @ x
-        product += x.T @ space_to_depth(planes, patch).flatten(0, 2)
+        product += x.T @ spoken.permute(2, 1, 0).flatten(1)
     damping = ridge * square.diagonal().mean() * torch.eye(width + 1, dtype=torch.float64)
     found: Tensor = torch.linalg.solve(square + damping, product)
     return found.float()

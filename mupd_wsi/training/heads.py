@@ -1,8 +1,8 @@
-"""Trains the heads of a finished network: the read-out's, and the decoder that draws are made by.
+"""Fits the read-out's head to a finished network, and trains the decoder that draws are made by.
 
 ``python -m mupd_wsi.training.heads RECIPE --run FOLDER`` makes ``heads.pt`` of the folder's checkpoint. The network
 itself is not moved, so its features are computed once, and read-out and draw, which want different things of features
-that they share, do not pull at them.
+that they share, do not pull at them. The read-out's head is linear, so the best one has a closed form.
 """
 
 from __future__ import annotations
@@ -102,9 +102,10 @@ class HeadTrainer:
         """
         squares = self.squares(preparing)
         plain = len(squares.markers) // self.heads.variants
-        start_from_linear(self.network, least_squares(squares, plain, self.network.config.patch), self.transform)
-        for name, part in self.network.named_children():
-            part.requires_grad_(_of_heads(name))
+        weights = least_squares(squares, plain, self.network.config.patch)
+        self.network.readout_head.linear.weight.copy_(weights[:-1].T)
+        self.network.readout_head.linear.bias.copy_(weights[-1])
+        self.network.decoder.requires_grad_(True)
         self._train(squares, report)
 
     def squares(self, preparing: Callable[[int, int], None] = lambda _done, _of: None) -> FinishedSquares:
@@ -166,24 +167,22 @@ class HeadTrainer:
         return [HeadExample(f, i, m, at, e, conditional) for f, i, m, at, e in shares]
 
     def _loss(self, network: MuPDNetwork, example: HeadExample) -> Tensor:
-        """Errors of the expected intensity, and of x0 at random flow times in the units of the decoder's answer."""
-        inner = np.s_[..., BORDER:-BORDER, BORDER:-BORDER]
+        """Error of x0 at random flow times, in the units of the decoder's answer."""
+        x0 = self.transform.standardise(example.markers)
+        noisy = interpolate(x0, example.noise, example.t)
+        features, image = example.features, example.image
+        if not example.conditional:
+            features, image = torch.zeros_like(features), torch.zeros_like(image)
         with autocast("cpu"):
-            expected = network.decode(example.features, example.image, torch.ones_like(example.t))
-            x0 = self.transform.standardise(example.markers)
-            noisy = interpolate(x0, example.noise, example.t)
-            known, image = example.features, example.image
-            if not example.conditional:
-                known, image = torch.zeros_like(known), torch.zeros_like(image)
-            predicted = network.decode(known, image, example.t, noisy)
+            predicted = network.decode(features, image, example.t, noisy)
         _, scale = flow_scales(example.t[:, None, None, None])
-        error = self.objective.flow((predicted / scale)[inner], (x0 / scale)[inner])
-        return error + self.objective.intensity(expected[inner], example.markers[inner])
+        inner = np.s_[..., BORDER:-BORDER, BORDER:-BORDER]
+        return self.objective.flow((predicted / scale)[inner], (x0 / scale)[inner])
 
     def _objective(self, squares: FinishedSquares) -> Objective:
         rng = np.random.default_rng(self.recipe.seed)
         drawn = (_crop(squares, self.heads.crop, self.network.config.patch, rng)[2] for _ in range(WEIGHED_ON))
-        return Objective.from_crops(drawn, self.transform, 1.0)
+        return Objective.from_crops(drawn, self.transform, 0.0)
 
     def _save(self) -> None:
         state: dict[str, Any] = {
@@ -210,32 +209,6 @@ class HeadTrainer:
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["heads_step"]
-
-
-@torch.no_grad()
-def start_from_linear(network: MuPDNetwork, weights: Tensor, transform: TargetTransform) -> None:
-    """Let the read-out's head begin as a linear map of each patch's features, and change it from there.
-
-    Its first features are the channels in units of their spread, so that the block that follows sees all of them alike.
-
-    Args:
-        network: with ``pixel_width`` of at least its targets.
-        weights: see :func:`mupd_wsi.training.finished.least_squares`.
-        transform: of the targets.
-    """
-    head, config = network.readout_head, network.config
-    mean = torch.tensor(transform.mean).square() + torch.tensor(transform.std).square()
-    spread = 2 * torch.tensor(transform.mean) * torch.tensor(transform.std) + torch.tensor(transform.std).square()
-    matrix = weights[:-1].T.reshape(config.patch**2, config.targets, -1) / spread[:, None]
-    bias = (weights[-1].reshape(config.patch**2, config.targets) - mean) / spread
-    head.expand.weight.view(config.patch**2, config.pixel_width, -1)[:, : config.targets] = matrix
-    head.expand.bias.view(config.patch**2, config.pixel_width)[:, : config.targets] = bias
-    head.embed.weight[: config.targets] = 0
-    head.block.narrow.weight.zero_()
-    head.block.narrow.bias.zero_()
-    head.out.weight.zero_()
-    head.out.weight[:, : config.targets] = torch.diag(spread)
-    head.out.bias.copy_(mean)
 
 
 def _crop(squares: FinishedSquares, crop: int, patch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -76,16 +76,12 @@ class Objective:
         if self.intensity_share == 0:
             return error
         virtual, real = (self.transform.roots(x.float()).square() for x in (predicted, x0))
-        return (1 - self.intensity_share) * error + self.intensity_share * self.intensity(virtual, real)
-
-    def intensity(self, virtual: Tensor, real: Tensor) -> Tensor:
-        """Error of expected intensities (B, C, H, W), at the pixel and over means of squares."""
         real = torch.minimum(real, self.ceiling)
         parts = [
             ((_means(virtual, scale) - _means(real, scale)).square() * weight).mean()
             for scale, weight in self.intensity_weights.items()
         ]
-        return sum(parts[1:], parts[0]) / len(parts)
+        return (1 - self.intensity_share) * error + self.intensity_share * sum(parts) / len(parts)
 
     def flow(self, predicted: Tensor, x0: Tensor) -> Tensor:
         """Error at any flow time."""

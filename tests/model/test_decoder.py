@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mupd_wsi.model.config import NetworkConfig
-from mupd_wsi.model.decoder import flow_scales
+from mupd_wsi.model.decoder import OverlapHead, flow_scales, with_ring
 from mupd_wsi.model.flow import euler_states
 from mupd_wsi.model.network import MuPDNetwork
 
@@ -43,12 +43,12 @@ def tile():
 def test_read_out_and_draw_come_from_heads_of_their_own(network, tile):
     image, noisy = tile
     network(image, torch.ones(1)).sum().backward()
-    assert network.readout_head.out.weight.grad is not None
+    assert network.readout_head.linear.weight.grad is not None
     assert network.decoder.head.out.weight.grad is None
     network.zero_grad(set_to_none=True)
     network(image, torch.tensor([0.5]), noisy).sum().backward()
     assert network.decoder.head.out.weight.grad is not None
-    assert network.readout_head.out.weight.grad is None
+    assert network.readout_head.linear.weight.grad is None
     assert network.head.weight.grad is None
 
 
@@ -62,8 +62,32 @@ def test_features_of_the_tissue_serve_every_step(network, tile):
     torch.testing.assert_close(once, each, rtol=0, atol=0)
 
 
-def test_a_patch_sees_its_neighbour(network, tile):
-    """A change of one patch's features moves the pixels of the next that touch it: no edges between patches."""
+def test_where_patches_meet_there_is_no_edge():
+    """Of features that change smoothly a head gives values that do, too, whatever its weights."""
+    torch.manual_seed(0)
+    head = OverlapHead(5, 2, patch=4)
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+    features = torch.stack([torch.sin(rows / 9 + k) * torch.cos(columns / 11 - k) for k in range(5)], dim=-1)[None]
+    with torch.no_grad():
+        head.linear.weight.copy_(head.linear.weight.view(64, 2, 5).mean(dim=0).repeat(64, 1))  # all phases alike
+        head.linear.bias.zero_()
+        pixels = head(with_ring(features))[0]
+    steps = pixels.diff(dim=1).abs()
+    by_phase = torch.stack([steps[:, phase::4].mean() for phase in range(4)])
+    assert by_phase.max() < 1.1 * by_phase.min()
+
+
+def test_overlapping_answers_are_weighted_to_one():
+    head = OverlapHead(3, 2, patch=4)
+    with torch.no_grad():
+        head.linear.weight.zero_()
+        head.linear.bias.fill_(2.5)
+        pixels = head(torch.randn(1, 6, 7, 3))
+    assert pixels.shape == (1, 16, 20, 2)
+    torch.testing.assert_close(pixels, torch.full_like(pixels, 2.5))
+
+
+def test_a_patch_speaks_for_half_a_patch_beyond_its_edges(network, tile):
     image, _ = tile
     with torch.inference_mode():
         features = network.features(image, torch.ones(1))
@@ -71,8 +95,7 @@ def test_a_patch_sees_its_neighbour(network, tile):
         features[:, 8, 8] += 1
         moved = (network.decode(features, image, torch.ones(1)) != before).any(dim=1)[0]
     rows, columns = torch.where(moved)
-    first, last = 32 - CONFIG.head_reach, 35 + CONFIG.head_reach
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (first, last, first, last)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (30, 37, 30, 37)
 
 
 def test_at_the_end_of_the_flow_a_draw_is_what_it_was_given(network, tile):
