@@ -32,6 +32,7 @@ from mupd_wsi.record import software, write_record
 from mupd_wsi.request import (
     IHC_NOTICE,
     NOTICE,
+    PAINTED_NOTICE,
     Progress,
     ProgressCallback,
     StainOptions,
@@ -260,5 +261,5 @@ def preview_text(job: StainJob) -> PreviewText:
         channels=job.spec.channels[: job.pictured],
         warnings=job.warnings,
         damaged=job.lost(),
-        notices=(f"{NOTICE}; {IHC_NOTICE}" if ihc else NOTICE,),
+        notices=(f"{NOTICE}; {PAINTED_NOTICE if info.painted else IHC_NOTICE}" if ihc else NOTICE,),
     )

@@ -18,6 +18,8 @@ Fuse = Literal["crop", "blend", "joint"]
 
 #: The words that every output carries.
 NOTICE: Final = "virtual stain, research use only"
+#: What a picture carries besides that a model has painted itself.
+PAINTED_NOTICE: Final = "painted by the model, not a chemical stain"
 #: What an IHC rendering carries besides.
 IHC_NOTICE: Final = "rendered from predicted immunofluorescence, not chemical IHC"
 
@@ -48,6 +50,7 @@ class StainOptions:
             nothing is hallucinated there. False runs and keeps everything.
         strict: a slide that does not look like H&E is an error instead of a warning.
         overwrite: replace an output that is there.
+        trust: run the program of a model that is one, which is its author's code. Only for models given by name.
         restart: throw away what an interrupted run has finished, instead of going on from there.
 
     Raises:
@@ -71,6 +74,7 @@ class StainOptions:
     strict: bool = False
     overwrite: bool = False
     restart: bool = False
+    trust: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (

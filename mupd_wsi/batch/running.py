@@ -54,6 +54,7 @@ class BatchOptions:
         keep_going: False stops at the first slide that fails.
         cache: folder that slides are copied to ahead of their turn; None reads them where they are.
         cache_bytes: what the copies may take.
+        trust: run a model that is a program.
     """
 
     model: str = "mupd-mini"
@@ -65,6 +66,7 @@ class BatchOptions:
     keep_going: bool = True
     cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
+    trust: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def run_batch(
     shard = options.shard
     own = list(tasks[shard.number - 1 :: shard.count])
     begun = _begun(folder)
-    places = seats(options.model, options.devices, options.jobs, options.batch_size)
+    places = seats(options.model, options.devices, options.jobs, options.batch_size, trust=options.trust)
     crew = events or (lambda feed: crew_events(feed, places))
     with ExitStack() as stack:
         ledger = stack.enter_context(closing(Ledger(folder, shard)))
@@ -142,9 +144,9 @@ def model_facts(model: str) -> ModelFacts:
     Raises:
         BundleError: there is no such model, or its card cannot be read.
     """
-    from mupd_wsi.model import find_bundle, read_info
+    from mupd_wsi.model.loading import read_card
 
-    info = read_info(find_bundle(model))
+    info = read_card(model)
     return ModelFacts(info.panel, info.weights_sha256)
 
 

@@ -29,6 +29,7 @@ class Seat:
         cores: that the worker keeps to, by the system's numbers; empty for any.
         threads: its share of the cores; None for all that the process may use.
         batch_size: tiles in one pass; None: one a thread on the CPU, else by the device.
+        trust: run a model that is a program.
     """
 
     model: str
@@ -36,9 +37,10 @@ class Seat:
     cores: tuple[int, ...] = ()
     threads: int | None = None
     batch_size: int | None = None
+    trust: bool = False
 
 
-def seats(model: str, devices: Sequence[str], jobs: int, batch_size: int | None) -> list[Seat]:
+def seats(model: str, devices: Sequence[str], jobs: int, batch_size: int | None, *, trust: bool = False) -> list[Seat]:
     """Seats for several processes on this machine, each with its own share of the cores.
 
     Args:
@@ -46,6 +48,7 @@ def seats(model: str, devices: Sequence[str], jobs: int, batch_size: int | None)
         devices: one process each; where there is one only, ``jobs`` processes use it.
         jobs: processes; never more than there are cores.
         batch_size: as the user wants it, or None.
+        trust: run a model that is a program.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     usable = len(cores) or os.cpu_count() or 1
@@ -53,7 +56,7 @@ def seats(model: str, devices: Sequence[str], jobs: int, batch_size: int | None)
     count = len(places)
     shares = [tuple(cores[i * usable // count : (i + 1) * usable // count]) for i in range(count)]
     return [
-        Seat(model, device, share, max(1, len(share) or usable // count), batch_size)
+        Seat(model, device, share, max(1, len(share) or usable // count), batch_size, trust)
         for device, share in zip(places, shares, strict=True)
     ]
 
@@ -116,7 +119,7 @@ class Worker:
 
         device = resolve_device(self._seat.device)
         batch_size = self._seat.batch_size or (self._seat.threads if device == "cpu" else None)
-        return load_model(self._seat.model, device=device, batch_size=batch_size)
+        return load_model(self._seat.model, device=device, batch_size=batch_size, trust=self._seat.trust)
 
 
 def one_line(error: BaseException) -> str:

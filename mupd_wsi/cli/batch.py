@@ -137,7 +137,7 @@ def _on_cluster(cluster: str, run: BatchOptions, device: str) -> Iterator[Events
     from mupd_wsi.batch.work import Seat
 
     model = str(Path(run.model).resolve()) if Path(run.model).is_dir() else run.model
-    seat = Seat(model, device, threads=1, batch_size=run.batch_size)
+    seat = Seat(model, device, threads=1, batch_size=run.batch_size, trust=run.trust)
     with opened_client(cluster, run.jobs if run.jobs > 1 else None) as client:
         yield lambda feed: dask_events(feed, client, seat)
 
@@ -148,7 +148,19 @@ def _run_options(chosen: dict[str, Any], cluster: str | None) -> BatchOptions:
     from mupd_wsi.batch.running import BatchOptions
     from mupd_wsi.model.stainer import resolve_device
 
-    names = ("model", "jobs", "devices", "shard", "retry", "keep_going", "cache", "cache_size", "batch_size", "device")
+    names = (
+        "model",
+        "trust",
+        "jobs",
+        "devices",
+        "shard",
+        "retry",
+        "keep_going",
+        "cache",
+        "cache_size",
+        "batch_size",
+        "device",
+    )
     own = {name: chosen.pop(name) for name in names}
     if own["devices"] and own["jobs"]:
         raise click.UsageError("Give --jobs or --devices, not both: there is one process a device.")
@@ -165,6 +177,7 @@ def _run_options(chosen: dict[str, Any], cluster: str | None) -> BatchOptions:
         keep_going=own["keep_going"],
         cache=own["cache"],
         cache_bytes=own["cache_size"],
+        trust=own["trust"],
     )
 
 

@@ -14,6 +14,7 @@ from mupd_wsi.cli.failures import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
     from mupd_wsi.model import ModelInfo
+    from mupd_wsi.model.foreign import ForeignCard
 
 #: Width of a card, characters.
 CARD_WIDTH: Final = 110
@@ -54,9 +55,10 @@ def show(console: Console, name: str | None) -> None:
       mupd-wsi models
       mupd-wsi models mupd-mini
     """
-    from mupd_wsi.model import bundled_models, find_bundle, read_info
+    from mupd_wsi.model.bundle import bundled_models
+    from mupd_wsi.model.loading import read_card
 
-    shown = [as_json(read_info(find_bundle(wanted))) for wanted in ([name] if name else bundled_models())]
+    shown = [as_json(read_card(wanted)) for wanted in ([name] if name else bundled_models())]
     if name:
         console.result(card(shown[0]), shown[0])
     else:
@@ -95,7 +97,7 @@ def import_(console: Console, weights: Path, key_map: Path, config: Path, output
     return 0 if info else EXIT_PROBLEMS
 
 
-def as_json(info: ModelInfo) -> dict[str, Any]:
+def as_json(info: ModelInfo | ForeignCard) -> dict[str, Any]:
     """What a bundle says of its model, less the network's inner shape."""
     return {
         "name": info.name,

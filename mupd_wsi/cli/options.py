@@ -74,7 +74,11 @@ _STAINING: Final = (
         help="Default: by the ending of the output's name, else ome-tiff.",
     ),
     click.option(
-        "--model", default="mupd-mini", show_default=True, metavar="NAME|FOLDER", help="The model, or its bundle."
+        "--model",
+        default="mupd-mini",
+        show_default=True,
+        metavar="NAME|FOLDER|zoo:NAME@UM",
+        help="The model, or its folder.",
     ),
     click.option("--mpp", type=float, metavar="UM", help="um per level-0 pixel, instead of what the file says."),
     click.option(
@@ -105,6 +109,7 @@ _STAINING: Final = (
     click.option("--no-normalise", is_flag=True, help="Leave the slide's H&E colours as they are."),
     click.option("--strict", is_flag=True, help="A slide that does not look like H&E is an error."),
     click.option("--overwrite", is_flag=True, help="Replace an output that is there."),
+    click.option("--trust", is_flag=True, help="Run a --model that is a program: its author's code."),
     click.option("--restart", is_flag=True, help="Throw away what an interrupted run has finished."),
 )
 

@@ -21,7 +21,7 @@ from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageEr
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel, canonical
 from mupd_wsi.normalising import StainProfile, StainTransfer
-from mupd_wsi.request import IHC_NOTICE, NOTICE, Fuse, StainOptions, Style
+from mupd_wsi.request import IHC_NOTICE, NOTICE, PAINTED_NOTICE, Fuse, StainOptions, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import TileGrid
 from mupd_wsi.tissue import StainGuess
@@ -29,7 +29,7 @@ from mupd_wsi.writers import estimated_bytes
 from mupd_wsi.writers.spec import Channel, ImageSpec
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import SampleOptions, Stainer
+    from mupd_wsi.model import ModelInfo, SampleOptions, Stainer
 
 #: Dyes this many times stronger or weaker than the training slide's are told to the user.
 MAX_STRENGTH: Final = 2.0
@@ -71,10 +71,10 @@ def prepare_job(
     """
     info = stainer.info
     labels = target_labels(targets, info.panel)
-    style = choose_style(options.style or ("mif" if options.samples > 1 else None), len(labels))
+    style = choose_style(options.style or ("mif" if options.samples > 1 else None), len(labels), info)
     readout = options.reads_out
     fuse, rings = settled_fuse(stainer, options)
-    channels = channels_to_ask(style, tuple(labels), info.panel)
+    channels = tuple(labels) if info.painted else channels_to_ask(style, tuple(labels), info.panel)
     region = output_region(options.roi, slide.size, slide.mpp, info.mpp)
     place = destination(output, options.file_format, slide.name, tuple(labels.values()), len(info.panel))
     check_destination(place, slide.path, overwrite=options.overwrite)
@@ -105,7 +105,7 @@ def prepare_job(
         "warnings": list(warnings),
     }
     described = () if style == "ihc" else tuple(map(_channel, markers, windows))
-    kept = _rendered_windows(style, windows)
+    kept = _rendered_windows(style, windows * 3 if info.painted else windows)
     if options.samples > 1:
         described += tuple(map(spread_channel, markers))
         kept = np.concatenate([kept, kept])
@@ -120,7 +120,7 @@ def prepare_job(
         style=style,
         markers=markers,
         channels=channels,
-        scored=_scored(channels, info.panel),
+        scored=tuple(range(3)) if info.painted else _scored(channels, info.panel),
         windows=kept,
         grid=TileGrid(output_size(slide.size, slide.mpp, info.mpp), region, info.tile, info.halo),
         recolor=recolor,
@@ -160,12 +160,14 @@ def target_labels(targets: str | Sequence[str], panel: Panel) -> dict[int, str]:
     return labels
 
 
-def choose_style(style: Style | None, targets: int) -> Style:
+def choose_style(style: Style | None, targets: int, info: ModelInfo) -> Style:
     """Brightfield for one target, fluorescence for several, unless the user says otherwise.
 
     Raises:
-        UsageError: several targets as one brightfield image.
+        UsageError: several targets as one brightfield image, or fluorescence of a model that paints brightfield.
     """
+    if info.painted and (style == "mif" or targets > 1):
+        raise UsageError(f"{info.name} paints brightfield pictures: give one --target, without --as mif")
     if style == "ihc" and targets > 1:
         raise UsageError(
             f"--as ihc paints one target, got {targets}; give one --target, or use --as mif for one channel a target"
@@ -348,12 +350,18 @@ def _image_spec(
     )
 
 
+def _rendering(style: Style, *, painted: bool) -> str:
+    if painted:
+        return f"brightfield {PAINTED_NOTICE}"
+    return f"IHC {IHC_NOTICE}" if style == "ihc" else "predicted immunofluorescence"
+
+
 def _facts(slide: Slide, stainer: Stainer, options: StainOptions, style: Style) -> dict[str, Any]:
     """How the image is made, as the output itself and the record tell it. No time and no path: runs stay comparable."""
     info, own = stainer.info, slide.mpp
     return {
         "notice": NOTICE,
-        "rendering": f"IHC {IHC_NOTICE}" if style == "ihc" else "predicted immunofluorescence",
+        "rendering": _rendering(style, painted=info.painted),
         "software": f"mupd-wsi {version('mupd-wsi')}",
         "model": {
             "name": info.name,

@@ -69,5 +69,7 @@ def _loaded(model: Stainer | str | Path, options: StainOptions) -> Iterator[Stai
         return
     from mupd_wsi.model import load_model
 
-    with closing(load_model(model, device=options.device, batch_size=options.batch_size)) as stainer:
+    with closing(
+        load_model(model, device=options.device, batch_size=options.batch_size, trust=options.trust)
+    ) as stainer:
         yield stainer

@@ -2,7 +2,8 @@
 
 from mupd_wsi.model.bundle import ModelInfo, bundled_models, find_bundle, read_info
 from mupd_wsi.model.foreign import ForeignStainer
-from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
+from mupd_wsi.model.loading import load_model
+from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.request import Readout
 
 __all__ = [

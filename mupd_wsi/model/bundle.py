@@ -82,6 +82,11 @@ class ModelInfo:
     fuse: Fuse = "crop"
 
     @property
+    def painted(self) -> bool:
+        """Whether it gives brightfield pictures instead of intensities of markers."""
+        return False
+
+    @property
     def period(self) -> int:
         """px by which the grid of tiles may be moved so that the network's attention windows stay where they are."""
         return self.network.window_px

@@ -1,8 +1,10 @@
-"""Stains with a model of somebody else: any object that follows PyPI lazyslide-models' ``MarkerMapModelProtocol``.
+"""Stains with a model of somebody else: any object that follows PyPI lazyslide-models' ``MarkerMapModelProtocol`` or
+``VirtualStainModelProtocol``.
 
-Such an object has ``channel_names``, ``output_mpp``, ``output_range``, ``predict`` ((B, 3, H, W) to (B, C, H, W),
-activated) and ``get_transform`` (from an uint8 (H, W, 3) array to a (3, H, W) tensor, or None). It says neither at
-which um/px it wants its tiles nor how far it sees, so its user has to.
+The first has ``channel_names``, ``output_mpp``, ``output_range``, ``predict`` ((B, 3, H, W) to (B, C, H, W), activated)
+and ``get_transform`` (from an uint8 (H, W, 3) array to a (3, H, W) tensor, or None). The second has ``stains`` instead
+of channels, and predicts red, green and blue of each. Neither says at which um/px it wants its tiles nor how far it
+sees, so its user has to.
 """
 
 from __future__ import annotations
@@ -28,10 +30,9 @@ from mupd_wsi.model.stainer import SampleOptions, Stainer, resolve_device
 from mupd_wsi.request import Fuse
 
 
-class MarkerMapModel(Protocol):
-    """What is asked of a foreign model; the names are those of PyPI lazyslide-models 0.1."""
+class DenseModel(Protocol):
+    """What is asked of any foreign model; the names are those of PyPI lazyslide-models 0.1."""
 
-    channel_names: tuple[str, ...]
     output_mpp: float | None
     output_range: tuple[float, float] | None
 
@@ -40,6 +41,18 @@ class MarkerMapModel(Protocol):
 
     def get_transform(self) -> Callable[[NDArray[np.uint8]], Tensor] | None:
         """Preprocessing of one tile, or None: values from 0 to 1."""
+
+
+class MarkerMapModel(DenseModel, Protocol):
+    """One that predicts a plane a marker."""
+
+    channel_names: tuple[str, ...]
+
+
+class VirtualStainModel(DenseModel, Protocol):
+    """One that predicts brightfield pictures: three planes a stain."""
+
+    stains: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +68,14 @@ class ForeignCard:
     fuse: Fuse
     version: str = "unknown"
     license: str = "see its authors"
+    credit: str = "not stated"
+    painted: bool = False
     period: int = 1
     steps: int = 1
     stain_reference: None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    limits: tuple[str, ...] = ("A model of somebody else: its authors say what may be expected of it.",)
 
     @property
     def display_window(self) -> Mapping[str, tuple[tuple[float, float], ...]]:
@@ -72,12 +89,13 @@ class ForeignStainer(Stainer):
     Tiles run one at a time, so that no result depends on which tiles share a batch.
 
     Args:
-        model: follows :class:`MarkerMapModel`.
+        model: follows :class:`MarkerMapModel` or :class:`VirtualStainModel`.
         mpp: um/px of the tiles that it was trained on.
         name: for the record.
         tile: side of the tiles that it is given, px, halo included.
         halo: px on each side of a tile that only give context.
         fuse: how tiles are joined; its network may well see further than the halo.
+        card: says all of these, instead.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
@@ -89,15 +107,25 @@ class ForeignStainer(Stainer):
 
     def __init__(
         self,
-        model: MarkerMapModel,
+        model: MarkerMapModel | VirtualStainModel,
         *,
-        mpp: float,
-        name: str,
+        mpp: float = 0.0,
+        name: str = "",
         tile: int = 512,
         halo: int = 64,
         fuse: Fuse = "blend",
         device: str = "auto",
+        card: ForeignCard | None = None,
     ) -> None:
+        painted = not hasattr(model, "channel_names")
+        names = cast("VirtualStainModel", model).stains if painted else cast("MarkerMapModel", model).channel_names
+        network = getattr(model, "model", None)
+        if card is None:
+            hashed = _weights_hash(network)
+            card = ForeignCard(name, _panel(names), mpp, tile, halo, hashed, fuse, painted=painted)
+        name, mpp, tile, halo = card.name, card.mpp, card.tile, card.halo
+        if not mpp > 0:
+            raise UsageError(f"{name}: say at which um/px it was trained")
         if model.output_range is None:
             raise UsageError(f"{name} names no output_range: set it, so that its values can be written in 8 bits")
         if model.output_mpp not in (None, mpp):
@@ -108,12 +136,13 @@ class ForeignStainer(Stainer):
         self.fitting = BatchWidth(1)
         self._model, self._transform, self._lock = model, model.get_transform(), Lock()
         self._low, self._high = model.output_range
-        network = getattr(model, "model", None)
         if isinstance(network, nn.Module):
             network.eval().to(self.device)
-        panel = _panel(model.channel_names)
+        elif hasattr(model, "to"):
+            model.to(self.device)
+        self._painted = card.painted
         # A card with all that runs ask a ModelInfo for; what belongs to the shipped network's inside is not there.
-        self.info = cast("ModelInfo", ForeignCard(name, panel, mpp, tile, halo, _weights_hash(network), fuse))
+        self.info = cast("ModelInfo", card)
 
     def stain(
         self,
@@ -131,6 +160,8 @@ class ForeignStainer(Stainer):
         """
         del origins, options, parts
         wanted = list(range(len(self.info.panel)) if channels is None else channels)
+        if self._painted:
+            wanted = [3 * stain + color for stain in wanted for color in range(3)]
         return np.stack([self._one(tile, wanted, margin) for tile in rgb])
 
     def close(self) -> None:
@@ -141,7 +172,7 @@ class ForeignStainer(Stainer):
         with self._lock, torch.inference_mode():
             image = _plain(rgb) if self._transform is None else self._transform(rgb)
             found = self._model.predict(image[None].to(self.device)).float().cpu()
-        expected = (1, len(self.info.panel), side, side)
+        expected = (1, len(self.info.panel) * (3 if self._painted else 1), side, side)
         if found.shape != expected:
             raise BundleError(
                 f"{self.info.name} made {tuple(found.shape)} of a tile of {side} px, expected {expected}: "

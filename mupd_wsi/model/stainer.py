@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.geometry import Region
-from mupd_wsi.model.bundle import ModelInfo, find_bundle, read_info, read_weights
+from mupd_wsi.model.bundle import ModelInfo, read_info, read_weights
 from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
@@ -262,31 +262,13 @@ class Stainer:
         return torch.from_numpy(noise).to(self.device)
 
 
-def load_model(
-    name_or_folder: str | Path = "mupd-mini",
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int | None = None,
-) -> Stainer:
-    """Load a model onto a device.
-
-    Args:
-        name_or_folder: a shipped model's name, or the folder of a bundle.
-        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
-        precision: "fp32", "bf16", or "auto": bf16 where the device computes in it.
-        batch_size: tiles at a time; None lets the device decide.
-
-    Raises:
-        BundleError: no such model, or its bundle is damaged.
-        UsageError: no such device or precision.
-    """
+def load_bundle(folder: Path, *, device: str, precision: str = "auto", batch_size: int | None = None) -> Stainer:
+    """Load the bundle in a folder onto a device; see :func:`mupd_wsi.model.loading.load_model`."""
     device = resolve_device(device)
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"unknown precision {precision!r}: give auto, fp32 or bf16")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch size must be at least 1, got {batch_size}")
-    folder = find_bundle(name_or_folder)
     info = read_info(folder)
     with torch.device("meta"), _Uninitialised():
         network = MuPDNetwork(info.network)

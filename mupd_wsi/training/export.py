@@ -22,7 +22,8 @@ from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.extents import Extent, needs
-from mupd_wsi.model.stainer import SampleOptions, load_model
+from mupd_wsi.model.loading import load_model
+from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.adapters import merged
 from mupd_wsi.training.fitting import SHOWN_AREA, CurveCounts, display_windows, fit_stain_reference

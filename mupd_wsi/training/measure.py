@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mupd_wsi.errors import MupdError
 from mupd_wsi.evaluation.agreement import PATCHES, Agreement
-from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
+from mupd_wsi.model.loading import load_model
+from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.training.neighbours import SlideOfTiles, SquareReader, stain_tiles
 from mupd_wsi.training.tiles import PairedTiles, load_tiles
 

@@ -20,7 +20,8 @@ from mupd_wsi.evaluation.agreement import Agreement
 from mupd_wsi.evaluation.cells import find_cells, nuclear_threshold
 from mupd_wsi.evaluation.realism import WAVELENGTHS, Realism
 from mupd_wsi.markers import NUCLEAR_MARKER
-from mupd_wsi.model.stainer import SampleOptions, Stainer, load_model
+from mupd_wsi.model.loading import load_model
+from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.training.fitting import HIGH_QUANTILE, POSITIVE_SHARE
 from mupd_wsi.training.measure import LEFT_OUT_OF_MEAN
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
