@@ -257,7 +257,8 @@ def preview_text(job: StainJob) -> PreviewText:
         title=job.slide.name,
         subtitle=f"{names}  ·  {info.name} {info.version}, {readout}  ·  {info.mpp:g} um/px",
         slide="H&E" if job.looks_like_he else "slide (not H&E)",
-        stain=f"virtual {'IHC' if ihc else 'immunofluorescence'}" + (f", {names}" if count == 1 else ""),
+        stain=f"virtual {'stain' if info.painted else 'IHC' if ihc else 'immunofluorescence'}"
+        + (f", {names}" if count == 1 else ""),
         channels=job.spec.channels[: job.pictured],
         warnings=job.warnings,
         damaged=job.lost(),

@@ -117,7 +117,7 @@ def test_a_program_that_was_changed_is_refused_even_when_trusted(program_folder)
         ({"surprise": 1}, "unknown field"),
         ({"kind": "pickle"}, "kind must be"),
         ({"halo": 48}, "leaves nothing"),
-        ({"output_range": [1, 1]}, "must rise"),
+        ({"output_range": [1, 1]}, "values that rise"),
         ({"channels": [{"name": "DAPI"}]}, "no card of a program"),
     ],
 )
