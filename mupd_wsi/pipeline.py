@@ -80,7 +80,7 @@ def stain_slide(
     Args:
         slide: an open slide, or the path of one.
         targets: marker names in any spelling, commas allowed, or ``"all"``.
-        model: a loaded model, the name of a shipped one, or the folder of a bundle.
+        model: a loaded model, or what :func:`mupd_wsi.load_model` takes for one.
         output: a file name ending in ``.ome.tiff`` or ``.ome.zarr``, an existing folder, or None for
             ``<slide>.<target>.ome.tiff`` in the current folder.
         options: the rest.

@@ -33,7 +33,7 @@ class Known:
 
 
 _GIGATIME: Final = (
-    "um/px 0.25 follows from GitHub prov-gigatime/GigaTIME, whose authors do not state it: training tiles of 556 px "
+    "um/px 0.25 is deduced from GitHub prov-gigatime/GigaTIME, whose authors do not state it: training tiles of 556 px "
     "(128 um at the 0.23 um/px of a COMET scanner) are resized to 512 px (scripts/prov_data.py, README.md), and slides "
     "of TCGA are run at level 0 (scripts/gigatime_flash_tcga_wsi_inference.ipynb)."
 )
