@@ -89,7 +89,7 @@ class ForeignCard:
     limits: tuple[str, ...] = (LIMIT,)
 
     def __post_init__(self) -> None:
-        if not self.mpp > 0:
+        if not 0 < self.mpp < math.inf:
             raise UsageError(f"{self.name}: um/px must lie above 0, got {self.mpp:g}")
         if self.tile <= 2 * self.halo or self.halo < 0:
             raise UsageError(f"{self.name}: a tile of {self.tile} px leaves nothing within a halo of {self.halo} px")
@@ -160,6 +160,8 @@ class ForeignStainer(Stainer):
         network = getattr(model, "model", None)
         if isinstance(network, nn.Module):
             network.eval().to(self.device)
+        elif hasattr(model, "to"):
+            model.to(self.device)
         # A card with all that runs ask a ModelInfo for; what belongs to the shipped network's inside is not there.
         self.info = cast("ModelInfo", replace(card, period=math.lcm(card.period, self._coarser)))
 
@@ -215,7 +217,7 @@ def weights_hash(network: Any) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

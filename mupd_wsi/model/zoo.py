@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from mupd_wsi.errors import UsageError
+from mupd_wsi.errors import MupdError, UsageError
 from mupd_wsi.model.foreign import LIMIT, ForeignCard, ForeignStainer, outputs_of, panel_of, weights_hash
 
 PREFIX: Final = "zoo:"
@@ -98,11 +98,13 @@ def load_zoo(name: str, device: str) -> ForeignStainer:
     _card(wanted, kind)  # refuses before weights are fetched
     try:
         model = kind(model_path=wanted.weights) if wanted.weights else kind()
+        card = _card(wanted, kind, weights_hash(getattr(model, "model", None)))
+        return ForeignStainer.with_card(model, card, device)
+    except MupdError:
+        raise
     except Exception as error:  # of the hub, the network, a licence that was not accepted, a file that is none
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{name} cannot be had: {reason}") from error
-    card = _card(wanted, kind, weights_hash(getattr(model, "model", None)))
-    return ForeignStainer.with_card(model, card, device)
 
 
 def _kind(name: str) -> Any:
@@ -132,7 +134,9 @@ def _stains(kind: Any) -> bool:
 
 def _card(wanted: ZooName, kind: Any, hashed: str = "unknown") -> ForeignCard:
     known = KNOWN.get(wanted.key)
-    mpp = wanted.mpp or getattr(kind, "mpp", None) or (known.mpp if known else None)
+    mpp = wanted.mpp if wanted.mpp is not None else _stated_mpp(kind)
+    if mpp is None:
+        mpp = known.mpp if known else None
     if mpp is None:
         raise UsageError(
             f"nobody says at which um/px {wanted.key} was trained, and a wrong one gives a picture that looks right; "
@@ -154,8 +158,14 @@ def _card(wanted: ZooName, kind: Any, hashed: str = "unknown") -> ForeignCard:
         credit=str(getattr(kind, "paper_url", None) or "not stated"),
         painted=painted,
         period=period,
-        limits=(LIMIT, *((known.source,) if known and not wanted.mpp else ())),
+        limits=(LIMIT, *((known.source,) if known and wanted.mpp is None else ())),
     )
+
+
+def _stated_mpp(kind: Any) -> float | None:
+    """What the package's own card says; that of 0.1 says nothing."""
+    stated = getattr(kind, "mpp", None)
+    return float(stated) if isinstance(stated, int | float) else None
 
 
 def _side(kind: Any) -> int:

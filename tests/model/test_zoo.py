@@ -92,6 +92,7 @@ def test_a_painter_gives_one_picture_and_no_fluorescence(options: Any, slide: Pa
     [
         ("zoo:duo", r"nobody says at which um/px.*zoo:duo@0\.5"),
         ("zoo:duo@x", "'x' is no um/px"),
+        ("zoo:duo@0", "must lie above 0"),
         ("zoo:duo@0.5", "cannot be had: the hub cannot be reached$"),
         ("zoo:duo@0.5=/nowhere/x.pth", "cannot be had"),
         ("zoo:uni@0.5", "has no stainer 'uni'; it has: duo, picture"),
