@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -84,7 +85,8 @@ class ProgramCard:
             "it needs channels, or stains where it paints, and not both": bool(self.channels) == bool(self.stains),
             "output_range must be two values that rise": not _rises(self.output_range),
             "mean and std must be three values each, std and scale above 0": (len(self.mean), len(self.std)) != (3, 3)
-            or min(*self.std, self.scale) <= 0,
+            or not all(map(math.isfinite, self.mean))
+            or not all(0 < value < math.inf for value in (*self.std, self.scale)),
             f"fuse must be crop or blend, got {self.fuse!r}": self.fuse not in ("crop", "blend"),
         }
         for text, is_wrong in problems.items():
@@ -219,10 +221,12 @@ def _loaded(content: bytes, kind: str, device: str) -> nn.Module:
             warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such
             script: nn.Module = torch.jit.load(stream, map_location=device)  # type: ignore[no-untyped-call]
         return script.eval()
-    from torch.export.passes import move_to_device_pass
-
     program = torch.export.load(stream)
-    return (program if device == "cpu" else move_to_device_pass(program, device)).module()
+    if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    return program.module()
 
 
 class _Program:
@@ -273,7 +277,7 @@ def _is_of_kind(value: Any, annotation: str) -> bool:
 
 
 def _rises(values: tuple[float, ...]) -> bool:
-    return len(values) == 2 and values[0] < values[1]
+    return len(values) == 2 and -math.inf < values[0] < values[1] < math.inf
 
 
 def _line(error: BaseException) -> str:
