@@ -80,7 +80,7 @@ def stain_slide(
     Args:
         slide: an open slide, or the path of one.
         targets: marker names in any spelling, commas allowed, or ``"all"``.
-        model: a loaded model, the name of a shipped one, or the folder of a bundle.
+        model: a loaded model, or what :func:`mupd_wsi.load_model` takes for one.
         output: a file name ending in ``.ome.tiff`` or ``.ome.zarr``, an existing folder, or None for
             ``<slide>.<target>.ome.tiff`` in the current folder.
         options: the rest.
@@ -257,7 +257,8 @@ def preview_text(job: StainJob) -> PreviewText:
         title=job.slide.name,
         subtitle=f"{names}  ·  {info.name} {info.version}, {readout}  ·  {info.mpp:g} um/px",
         slide="H&E" if job.looks_like_he else "slide (not H&E)",
-        stain=f"virtual {'IHC' if ihc else 'immunofluorescence'}" + (f", {names}" if count == 1 else ""),
+        stain=f"virtual {'stain' if info.painted else 'IHC' if ihc else 'immunofluorescence'}"
+        + (f", {names}" if count == 1 else ""),
         channels=job.spec.channels[: job.pictured],
         warnings=job.warnings,
         damaged=job.lost(),

@@ -31,6 +31,7 @@ class StandInInfo:
     panel = PANEL
     stain_reference = None
     period = 1
+    painted = False
     fuse = "crop"
     metrics: Mapping[str, Any] = {}
     display_window: Mapping[str, tuple[tuple[float, float], ...]] = {

@@ -18,7 +18,9 @@ from mupd_wsi.request import StainOptions
 from mupd_wsi.slides.identity import fingerprint
 
 #: Options that change how a slide is stained but not what comes out, or what its name and its format are.
-IRRELEVANT: Final = frozenset({"device", "batch_size", "workers", "strict", "overwrite", "file_format", "restart"})
+IRRELEVANT: Final = frozenset(
+    {"device", "batch_size", "workers", "strict", "overwrite", "file_format", "restart", "trust"}
+)
 
 
 @dataclass(frozen=True, slots=True)

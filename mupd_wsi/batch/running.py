@@ -116,7 +116,7 @@ def run_batch(
         OutputError: the folder cannot be written.
         BundleError: the model cannot be read.
     """
-    facts = model_facts(options.model)
+    facts = model_facts(options.model, trust=options.trust)
     shard = options.shard
     own = list(tasks[shard.number - 1 :: shard.count])
     begun = _begun(folder)
@@ -138,15 +138,15 @@ def run_batch(
     return BatchResult(books.done, books.skipped, tuple(books.failed.values()), books.left, summarise(folder))
 
 
-def model_facts(model: str) -> ModelFacts:
-    """What tasks are compared with, without loading the weights.
+def model_facts(model: str, *, trust: bool = False) -> ModelFacts:
+    """What tasks are compared with, without loading the weights, but for those of the zoo.
 
     Raises:
-        BundleError: there is no such model, or its card cannot be read.
+        BundleError: there is no such model, its card cannot be read, or it is a program that is not trusted.
     """
-    from mupd_wsi.model.loading import read_card
+    from mupd_wsi.model.loading import settled_card
 
-    info = read_card(model)
+    info = settled_card(model, trust=trust)
     return ModelFacts(info.panel, info.weights_sha256)
 
 

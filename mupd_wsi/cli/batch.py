@@ -104,7 +104,7 @@ def batch(console: Console, /, **chosen: Any) -> int:
     url = place if isinstance(place, str) else None
     with ExitStack() as stack:
         folder = stack.enter_context(batch_folder(place))
-        tasks = plan_tasks(entries, targets, model_facts(run.model).panel, folder, options, url)
+        tasks = plan_tasks(entries, targets, model_facts(run.model, trust=run.trust).panel, folder, options, url)
         events = None if cluster is None else stack.enter_context(_on_cluster(cluster, run, device))
         progress = stack.enter_context(batch_display(console))
         result = run_batch(tasks, folder, run, progress=progress, events=events)

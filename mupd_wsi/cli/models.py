@@ -32,7 +32,7 @@ class ShownByDefault(click.Group):
 
 @click.group(cls=ShownByDefault, subcommand_metavar="[NAME] | import ...")
 def models() -> None:
-    """List the models, show one (a name, or a bundle's folder), or import foreign weights.
+    """List the models, show one (a name, a folder, or zoo:NAME), or import foreign weights.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def models() -> None:
 @verbose_option
 @click.pass_obj
 def show(console: Console, name: str | None) -> None:
-    """List the models, or show one (a name, or a bundle's folder): targets, um/px, licence, measured quality.
+    """List the models, or show one (a name, a folder, or zoo:NAME): targets, um/px, licence, measured quality.
 
     \b
     Examples:
@@ -140,7 +140,9 @@ def card(model: dict[str, Any]) -> str:
     ]
     lines = [f"{model['name']} {model['version']}"]
     lines += [
-        textwrap.fill(text, CARD_WIDTH, initial_indent=f"{name:<10}", subsequent_indent=" " * 10) for name, text in rows
+        textwrap.fill(text, CARD_WIDTH, initial_indent=f"{name:<10}", subsequent_indent=" " * 10)
+        for name, text in rows
+        if text
     ]
     for split, by_marker in model["metrics"].items():
         lines += ["", *quality_table(split, by_marker)]

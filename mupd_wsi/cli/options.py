@@ -77,8 +77,8 @@ _STAINING: Final = (
         "--model",
         default="mupd-mini",
         show_default=True,
-        metavar="NAME|FOLDER|zoo:NAME@UM",
-        help="The model, or its folder.",
+        metavar="NAME|FOLDER|zoo:NAME",
+        help="The model, the folder of one, or a stainer of lazyslide-models.",
     ),
     click.option("--mpp", type=float, metavar="UM", help="um per level-0 pixel, instead of what the file says."),
     click.option(
@@ -109,7 +109,7 @@ _STAINING: Final = (
     click.option("--no-normalise", is_flag=True, help="Leave the slide's H&E colours as they are."),
     click.option("--strict", is_flag=True, help="A slide that does not look like H&E is an error."),
     click.option("--overwrite", is_flag=True, help="Replace an output that is there."),
-    click.option("--trust", is_flag=True, help="Run a --model that is a program: its author's code."),
+    click.option("--trust", is_flag=True, help="Run a --model that is a program, which is its author's code."),
     click.option("--restart", is_flag=True, help="Throw away what an interrupted run has finished."),
 )
 

@@ -172,7 +172,9 @@ class StainJob:
         """
         planes = to_planes(intensities, self.windows)
         positivity = float(planes[list(self.scored), ::SCORE_STEP, ::SCORE_STEP].mean())
-        if self.style == "ihc" and not self.stainer.info.painted:
+        if self.stainer.info.painted:
+            positivity = 255 - positivity  # the darker, the more stained
+        elif self.style == "ihc":
             planes = to_brightfield(planes[0], planes[1] if len(planes) > 1 else None)
         if self.masked:
             tissue = self.tissue.pixels(core, self.mpp)

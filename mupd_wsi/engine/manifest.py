@@ -22,7 +22,7 @@ FORMAT: Final = 1
 _MEASURED: Final = {"slide_looks_like", "staining", "tissue_fraction", "warnings"}
 #: Options that change no pixel, or that the facts tell in a settled form.
 _NOT_COMPARED: Final = {
-    *("device", "batch_size", "workers", "strict", "overwrite", "restart"),
+    *("device", "batch_size", "workers", "strict", "overwrite", "restart", "trust"),
     *("style", "file_format", "mpp", "roi", "readout", "steps", "seed"),
 }
 #: How a difference is called where its path would not say it.

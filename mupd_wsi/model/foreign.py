@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mupd_wsi.errors import BundleError, UsageError
-from mupd_wsi.geometry import Region
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo
 from mupd_wsi.model.memory import BatchWidth
-from mupd_wsi.model.stainer import SampleOptions, Stainer, resolve_device
+from mupd_wsi.model.stainer import SampleOptions, Stainer, Wanted, resolve_device
 from mupd_wsi.request import Fuse
+
+#: What a card of theirs says at least.
+LIMIT: Final = "A model of somebody else: its authors say what may be expected of it."
 
 
 class DenseModel(Protocol):
@@ -57,7 +60,15 @@ class VirtualStainModel(DenseModel, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ForeignCard:
-    """What a run wants to know of a model; see :class:`mupd_wsi.model.bundle.ModelInfo` for each."""
+    """What a run wants to know of a model; see :class:`mupd_wsi.model.bundle.ModelInfo` for what is not told here.
+
+    Attributes:
+        painted: it gives brightfield pictures: the panel's entries are stains, three planes each.
+        period: px by which tiles may be moved without changing the lattice that its strides lay over the slide.
+
+    Raises:
+        UsageError: numbers that cannot be meant.
+    """
 
     name: str
     panel: Panel
@@ -75,7 +86,17 @@ class ForeignCard:
     stain_reference: None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    limits: tuple[str, ...] = ("A model of somebody else: its authors say what may be expected of it.",)
+    limits: tuple[str, ...] = (LIMIT,)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mpp < math.inf:
+            raise UsageError(f"{self.name}: um/px must lie above 0, got {self.mpp:g}")
+        if self.tile <= 2 * self.halo or self.halo < 0:
+            raise UsageError(f"{self.name}: a tile of {self.tile} px leaves nothing within a halo of {self.halo} px")
+        if self.period < 1 or self.halo % self.period or self.tile % self.period:
+            raise UsageError(
+                f"{self.name}: tile and halo must be multiples of {self.period} px, got {self.tile} and {self.halo}"
+            )
 
     @property
     def display_window(self) -> Mapping[str, tuple[tuple[float, float], ...]]:
@@ -86,7 +107,9 @@ class ForeignCard:
 class ForeignStainer(Stainer):
     """Lets a foreign model stand where the shipped one does: ``stain_slide(slide, "all", model=ForeignStainer(...))``.
 
-    Tiles run one at a time, so that no result depends on which tiles share a batch.
+    :meth:`stain` gives intensities 0 to 255 over the model's output range; what lies beyond it is cut. Of a model that
+    paints pictures it gives red, green and blue for each channel asked for. Tiles run one at a time, so that no result
+    depends on which tiles share a batch.
 
     Args:
         model: follows :class:`MarkerMapModel` or :class:`VirtualStainModel`.
@@ -95,11 +118,10 @@ class ForeignStainer(Stainer):
         tile: side of the tiles that it is given, px, halo included.
         halo: px on each side of a tile that only give context.
         fuse: how tiles are joined; its network may well see further than the halo.
-        card: says all of these, instead.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UsageError: it says no output range, or predicts at another um/px than it is given.
+        UsageError: it says no output range, or predicts on a grid that is none of whole pixels of its input.
         ValueError: two of its channels have the same name.
     """
 
@@ -109,97 +131,116 @@ class ForeignStainer(Stainer):
         self,
         model: MarkerMapModel | VirtualStainModel,
         *,
-        mpp: float = 0.0,
-        name: str = "",
+        mpp: float,
+        name: str,
         tile: int = 512,
         halo: int = 64,
         fuse: Fuse = "blend",
         device: str = "auto",
-        card: ForeignCard | None = None,
     ) -> None:
-        painted = not hasattr(model, "channel_names")
-        names = cast("VirtualStainModel", model).stains if painted else cast("MarkerMapModel", model).channel_names
-        network = getattr(model, "model", None)
-        if card is None:
-            hashed = _weights_hash(network)
-            card = ForeignCard(name, _panel(names), mpp, tile, halo, hashed, fuse, painted=painted)
-        name, mpp, tile, halo = card.name, card.mpp, card.tile, card.halo
-        if not mpp > 0:
-            raise UsageError(f"{name}: say at which um/px it was trained")
+        painted, names = outputs_of(model)
+        hashed = weights_hash(getattr(model, "model", None))
+        self._take(model, ForeignCard(name, panel_of(names), mpp, tile, halo, hashed, fuse, painted=painted), device)
+
+    @classmethod
+    def with_card(cls, model: MarkerMapModel | VirtualStainModel, card: ForeignCard, device: str = "auto") -> Self:
+        """One of whose model more is known than its object says."""
+        made = cls.__new__(cls)
+        made._take(model, card, device)
+        return made
+
+    def _take(self, model: MarkerMapModel | VirtualStainModel, card: ForeignCard, device: str) -> None:
         if model.output_range is None:
-            raise UsageError(f"{name} names no output_range: set it, so that its values can be written in 8 bits")
-        if model.output_mpp not in (None, mpp):
-            raise UsageError(f"{name} predicts at {model.output_mpp:g} um/px; only models that keep {mpp:g} can be run")
-        if tile <= 2 * halo or halo < 0:
-            raise UsageError(f"a tile of {tile} px leaves nothing within a halo of {halo} px")
+            raise UsageError(f"{card.name} names no output_range: set it, so that its values can be written in 8 bits")
+        self._coarser = _times_coarser(card, model.output_mpp)
         self.device, self.precision, self.batch_size = resolve_device(device), "fp32", 1
-        self.fitting = BatchWidth(1)
+        self.fitting, self._threads = BatchWidth(1), None
         self._model, self._transform, self._lock = model, model.get_transform(), Lock()
         self._low, self._high = model.output_range
+        network = getattr(model, "model", None)
         if isinstance(network, nn.Module):
             network.eval().to(self.device)
         elif hasattr(model, "to"):
             model.to(self.device)
-        self._painted = card.painted
         # A card with all that runs ask a ModelInfo for; what belongs to the shipped network's inside is not there.
-        self.info = cast("ModelInfo", card)
+        self.info = cast("ModelInfo", replace(card, period=math.lcm(card.period, self._coarser)))
 
-    def stain(
-        self,
-        rgb: NDArray[np.uint8],
-        origins: Sequence[tuple[int, int]],
-        options: SampleOptions,
-        channels: Sequence[int] | None = None,
-        margin: int = 0,
-        parts: Sequence[Region | None] | None = None,
-    ) -> NDArray[np.float32]:
-        """As :meth:`Stainer.stain`: the output range becomes 0 to 255, and what lies beyond it is cut.
+    def _planes(
+        self, rgb: NDArray[np.uint8], origins: Sequence[tuple[int, int]], options: SampleOptions, wanted: Wanted
+    ) -> Iterator[Tensor]:
+        """Intensities of one plane after the other, (B, H, W) each.
 
         Raises:
             BundleError: the model gives another shape than it promises.
         """
-        del origins, options, parts
-        wanted = list(range(len(self.info.panel)) if channels is None else channels)
-        if self._painted:
-            wanted = [3 * stain + color for stain in wanted for color in range(3)]
-        return np.stack([self._one(tile, wanted, margin) for tile in rgb])
+        del origins, options
+        each = 3 if self.info.painted else 1
+        rows, columns = (slice(extent.start, extent.stop) for extent in (wanted.rows, wanted.columns))
+        found = torch.stack([self._predicted(tile, each * len(self.info.panel)) for tile in rgb])  # (B, C, H, W)
+        for plane in (each * channel + color for channel in wanted.channels for color in range(each)):
+            part = found[:, plane, rows, columns]
+            yield ((part - self._low) * (255 / (self._high - self._low))).clamp(0, 255)
 
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _one(self, rgb: NDArray[np.uint8], channels: list[int], margin: int) -> NDArray[np.float32]:
-        side = rgb.shape[0]
+    def _predicted(self, rgb: NDArray[np.uint8], planes: int) -> Tensor:
+        """What the model makes of one tile, on the tile's own grid: (planes, H, W), in its own range."""
         with self._lock, torch.inference_mode():
             image = _plain(rgb) if self._transform is None else self._transform(rgb)
             found = self._model.predict(image[None].to(self.device)).float().cpu()
-        expected = (1, len(self.info.panel) * (3 if self._painted else 1), side, side)
+        side, times = rgb.shape[0], self._coarser
+        expected = (1, planes, side // times, side // times)
         if found.shape != expected:
+            each = "three planes a stain" if self.info.painted else "one plane a channel"
             raise BundleError(
                 f"{self.info.name} made {tuple(found.shape)} of a tile of {side} px, expected {expected}: "
-                "its transform may not resize, and predict has to give one plane a channel"
+                f"its transform may not resize, and predict has to give {each}"
             )
-        inner = found[0, channels, margin : side - margin, margin : side - margin]
-        scaled: NDArray[np.float32] = ((inner - self._low) * (255 / (self._high - self._low))).clamp(0, 255).numpy()
-        return scaled
+        return found[0].repeat_interleave(times, dim=1).repeat_interleave(times, dim=2) if times > 1 else found[0]
 
 
-def _plain(rgb: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(rgb).permute(2, 0, 1).float() / 255
+def outputs_of(model: Any) -> tuple[bool, tuple[str, ...]]:
+    """Whether a model, or its class, paints pictures, and the names of its stains or channels."""
+    painted = not hasattr(model, "channel_names")
+    return painted, tuple(model.stains if painted else model.channel_names)
 
 
-def _panel(names: Sequence[str]) -> Panel:
+def panel_of(names: Sequence[str]) -> Panel:
     """Markers in colours around the wheel, the first blue as nuclei are in most panels."""
     colors = [colorsys.hsv_to_rgb((0.62 + i / len(names)) % 1, 0.75, 1.0) for i in range(len(names))]
     rgb = [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors]
     return Panel(tuple(Marker(name, color) for name, color in zip(names, rgb, strict=True)))
 
 
-def _weights_hash(network: Any) -> str:
+def weights_hash(network: Any) -> str:
     """SHA-256 over a network's weights by name; "unknown" where it shows none."""
     if not isinstance(network, nn.Module):
         return "unknown"
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _times_coarser(card: ForeignCard, output_mpp: float | None) -> int:
+    """How many pixels of its input, a side, one of its output covers; the engine writes on the input's grid.
+
+    Raises:
+        UsageError: no whole number, or tiles that it does not divide.
+    """
+    if output_mpp is None:
+        return 1
+    times = round(output_mpp / card.mpp)
+    if times < 1 or not math.isclose(times * card.mpp, output_mpp, rel_tol=1e-3):
+        raise UsageError(
+            f"{card.name} predicts at {output_mpp:g} um/px; only {card.mpp:g} or a whole multiple of it can be written"
+        )
+    if card.tile % times or card.halo % times:
+        raise UsageError(
+            f"{card.name} predicts at {output_mpp:g} um/px: tile and halo must be multiples of {times} px, "
+            f"got {card.tile} and {card.halo}"
+        )
+    return times
+
+
+def _plain(rgb: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(rgb).permute(2, 0, 1).float() / 255

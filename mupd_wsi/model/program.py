@@ -7,21 +7,25 @@ The card alone says nothing that is run.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mupd_wsi.errors import BundleError
+from mupd_wsi.errors import BundleError, MupdError
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import CARD_FILE, MAX_CARD_BYTES
-from mupd_wsi.model.foreign import ForeignCard, ForeignStainer
+from mupd_wsi.model.foreign import LIMIT, ForeignCard, ForeignStainer, panel_of
+from mupd_wsi.model.stainer import SampleOptions, resolve_device
 from mupd_wsi.request import Fuse
 
 KINDS: Final = ("torch.export", "torchscript")
@@ -36,15 +40,20 @@ class ProgramCard:
         name: of the model.
         version: of it.
         license: SPDX identifier.
-        program: the program's file, in the same folder. It maps (1, 3, tile, tile) to (1, channels, tile, tile).
+        program: the program's file, in the same folder. It maps float32 (1, 3, tile, tile) to (1, channels, h, w), with
+            h and w the tile's side, or what ``output_mpp`` makes of it.
         program_sha256: of that file.
-        channels: names and colours (R, G, B), in the program's order.
         mpp: um/px of its tiles.
         tile: side of the tiles, px, halo included.
         halo: px on each side of a tile that only give context.
         output_range: the values that become intensities 0 and 255.
-        mean: that is taken from the colours, 0-1, before the program sees them.
+        channels: names and colours (R, G, B), in the program's order.
+        stains: instead of channels, of a program that paints: red, green and blue of each.
+        scale: what pixel values 0-255 are multiplied by before the program sees them.
+        mean: that is then taken from the three colours.
         std: that they are then divided by.
+        output_mpp: um/px of what it predicts, a whole multiple of mpp; None: the same.
+        period: px by which a tile may be moved without changing what the program's strides make of it.
         fuse: how its tiles are joined unless the user says otherwise.
         credit: whose work it is.
     """
@@ -55,13 +64,17 @@ class ProgramCard:
     license: str
     program: str
     program_sha256: str
-    channels: tuple[Marker, ...]
     mpp: float
     tile: int
     halo: int
     output_range: tuple[float, float]
+    channels: tuple[Marker, ...] = ()
+    stains: tuple[str, ...] = ()
+    scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    output_mpp: float | None = None
+    period: int = 1
     fuse: Fuse = "blend"
     credit: str = "not stated"
 
@@ -69,13 +82,12 @@ class ProgramCard:
         problems = {
             f"kind must be {' or '.join(KINDS)}, got {self.kind!r}": self.kind not in KINDS,
             "program must be the name of a file in the same folder": Path(self.program).name != self.program,
-            "mpp must lie above 0": not self.mpp > 0,
-            f"a tile of {self.tile} px leaves nothing within a halo of {self.halo} px": not 0
-            <= 2 * self.halo
-            < self.tile,
-            "output_range must rise": not self.output_range[0] < self.output_range[1],
-            "std must lie above 0": min(self.std) <= 0,
-            f"fuse must be one of {', '.join(get_args(Fuse))}": self.fuse not in get_args(Fuse),
+            "it needs channels, or stains where it paints, and not both": bool(self.channels) == bool(self.stains),
+            "output_range must be two values that rise": not _rises(self.output_range),
+            "mean and std must be three values each, std and scale above 0": (len(self.mean), len(self.std)) != (3, 3)
+            or not all(map(math.isfinite, self.mean))
+            or not all(0 < value < math.inf for value in (*self.std, self.scale)),
+            f"fuse must be crop or blend, got {self.fuse!r}": self.fuse not in ("crop", "blend"),
         }
         for text, is_wrong in problems.items():
             if is_wrong:
@@ -85,16 +97,19 @@ class ProgramCard:
     def described(self) -> ForeignCard:
         """What a run wants to know."""
         return ForeignCard(
-            self.name,
-            Panel(self.channels),
-            self.mpp,
-            self.tile,
-            self.halo,
-            self.program_sha256,
-            self.fuse,
-            self.version,
-            self.license,
+            name=self.name,
+            panel=Panel(self.channels) if self.channels else panel_of(self.stains),
+            mpp=self.mpp,
+            tile=self.tile,
+            halo=self.halo,
+            weights_sha256=self.program_sha256,
+            fuse=self.fuse,
+            version=self.version,
+            license=self.license,
             credit=self.credit,
+            painted=bool(self.stains),
+            period=self.period,
+            limits=(LIMIT, f"A {self.kind} program, which is its author's code: it is run with --trust only."),
         )
 
 
@@ -111,20 +126,50 @@ def read_program_card(folder: Path) -> ProgramCard | None:
         return None  # read_info says what is wrong with it
     if not isinstance(card, dict) or "kind" not in card:
         return None
-    if unknown := set(card) - {f.name for f in fields(ProgramCard)}:
-        raise BundleError(f"{path}: unknown field(s) {', '.join(sorted(unknown))}")
     try:
-        markers = tuple(Marker(str(c["name"]), (*c["color"],)) for c in card["channels"])
-        lists = {name: tuple(value) for name, value in card.items() if isinstance(value, list)}
-        return ProgramCard(**{**card, **lists, "channels": markers})
+        found = program_card_from_json(card)
+        _ = found.described  # its numbers are checked there
+        return found
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, BundleError):
-            raise
         raise BundleError(f"{path} is no card of a program: {error}") from error
 
 
+def program_card_from_json(card: Mapping[str, Any]) -> ProgramCard:
+    """A card from its JSON values.
+
+    Raises:
+        BundleError: fields that are unknown, missing or of another kind, or values that do not fit together.
+        KeyError, TypeError, ValueError: channels that are none.
+    """
+    own = {f.name: f for f in fields(ProgramCard)}
+    if unknown := sorted(set(card) - set(own)):
+        raise BundleError(f"unknown field(s) {', '.join(unknown)}")
+    if missing := [name for name, f in own.items() if f.default is MISSING and name not in card]:
+        raise BundleError(f"field(s) {', '.join(missing)} missing")
+    for name, value in card.items():
+        if not _is_of_kind(value, str(own[name].type)):
+            raise BundleError(f"field {name} must be {own[name].type}, got {value!r}")
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in card.items()}
+    if "channels" in card:
+        values["channels"] = tuple(Marker(str(c["name"]), (*c["color"],)) for c in card["channels"])
+    return ProgramCard(**values)
+
+
+def refuse_untrusted(folder: Path, card: ProgramCard, *, trust: bool) -> None:
+    """Nothing of a program's file is opened for those who do not trust it.
+
+    Raises:
+        BundleError: it is not trusted; says what it is, and how to allow it.
+    """
+    if not trust:
+        raise BundleError(
+            f"{card.name} is a {card.kind} program, and running it runs its author's code; "
+            f"if you trust where {folder / card.program} comes from, add --trust (trust=True)"
+        )
+
+
 def load_program(folder: Path, card: ProgramCard, *, device: str, trust: bool) -> ForeignStainer:
-    """Load the program of a folder, and let it stain.
+    """Load the program of a folder, and let it stain. One that cannot run is found out on a white tile.
 
     Args:
         folder: of the model.
@@ -133,50 +178,107 @@ def load_program(folder: Path, card: ProgramCard, *, device: str, trust: bool) -
         trust: run foreign code.
 
     Raises:
-        BundleError: it is not trusted, its file is not the one that the card names, or torch cannot load it.
+        BundleError: it is not trusted, its file is not the one that the card names, torch cannot load it, or it makes
+            something else of a tile than its card says.
     """
-    path = folder / card.program
-    if not trust:
-        raise BundleError(
-            f"{card.name} is a {card.kind} program, and running it runs its author's code; "
-            f"if you trust where {path} comes from, add --trust (trust=True)"
-        )
+    refuse_untrusted(folder, card, trust=trust)
+    path, device = folder / card.program, resolve_device(device)
+    content = _read(path, card.program_sha256)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        run = _loaded(content, card.kind, device)
+    except Exception as error:  # torch raises whatever the file makes it raise
+        raise BundleError(f"{path} is no {card.kind} program that this torch can load: {_line(error)}") from error
+    program = _Painter(card, run) if card.stains else _Mapper(card, run)
+    stainer = ForeignStainer.with_card(program, card.described, device)
+    try:
+        stainer.stain(np.full((1, card.tile, card.tile, 3), 255, np.uint8), [(0, 0)], SampleOptions())
+    except MupdError:
+        raise
+    except Exception as error:  # the program's own
+        raise BundleError(f"{path} does not run on tiles of {card.tile} px: {_line(error)}") from error
+    return stainer
+
+
+def _read(path: Path, expected: str) -> bytes:
+    """A file's bytes: what is hashed is what will be loaded."""
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}; get the model anew") from error
-    if digest != card.program_sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
         raise BundleError(
-            f"{path} is damaged or was changed: its SHA-256 is {digest[:12]}..., the card says "
-            f"{card.program_sha256[:12]}...; get the model anew"
+            f"{path} is damaged or was changed: its SHA-256 is {digest[:12]}..., the card says {expected[:12]}...; "
+            "get the model anew"
         )
-    try:
-        run = torch.export.load(path).module() if card.kind == "torch.export" else torch.jit.load(path)  # type: ignore[no-untyped-call]
-    except Exception as error:  # torch raises whatever the file makes it raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"{path} is no {card.kind} program that this torch can load: {reason}") from error
-    return ForeignStainer(_Program(card, run), card=card.described, device=device)
+    return content
+
+
+def _loaded(content: bytes, kind: str, device: str) -> nn.Module:
+    stream = io.BytesIO(content)
+    if kind == "torchscript":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as such
+            script: nn.Module = torch.jit.load(stream, map_location=device)  # type: ignore[no-untyped-call]
+        return script.eval()
+    program = torch.export.load(stream)
+    if device != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    return program.module()
 
 
 class _Program:
-    """A program that follows :class:`mupd_wsi.model.foreign.MarkerMapModel`."""
+    """What the programs of both protocols of :mod:`mupd_wsi.model.foreign` have."""
 
     def __init__(self, card: ProgramCard, run: nn.Module) -> None:
-        self.channel_names = tuple(marker.name for marker in card.channels)
-        self.output_mpp: float | None = card.mpp
+        self.output_mpp, self._run, self._scale = card.output_mpp, run, card.scale
         self.output_range: tuple[float, float] | None = card.output_range
-        self.run = run
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (card.mean, card.std))
-
-    def to(self, device: str) -> None:
-        """Move it; an exported program keeps its training flag, which is none of ours."""
-        self.run.to(device)
 
     def predict(self, image: Tensor) -> Tensor:
         """Run it."""
-        found: Tensor = self.run(image)
+        found: Tensor = self._run(image)
         return found
 
     def get_transform(self) -> Callable[[NDArray[np.uint8]], Tensor]:
-        """Colours 0-1, less the mean, over the spread."""
-        return lambda rgb: (torch.from_numpy(rgb).permute(2, 0, 1).float() / 255 - self._mean) / self._std
+        """Scaled colours, less the mean, over the spread."""
+        return lambda rgb: (torch.from_numpy(rgb).permute(2, 0, 1).float() * self._scale - self._mean) / self._std
+
+
+class _Mapper(_Program):
+    def __init__(self, card: ProgramCard, run: nn.Module) -> None:
+        super().__init__(card, run)
+        self.channel_names = tuple(marker.name for marker in card.channels)
+
+
+class _Painter(_Program):
+    def __init__(self, card: ProgramCard, run: nn.Module) -> None:
+        super().__init__(card, run)
+        self.stains = card.stains
+
+
+def _is_of_kind(value: Any, annotation: str) -> bool:
+    """Whether a JSON value is what a field's annotation says; what lists hold is looked at by :class:`ProgramCard`."""
+    if annotation.startswith("tuple[float"):
+        return isinstance(value, list) and all(_is_of_kind(item, "float") for item in value)
+    if annotation.startswith("tuple[str"):
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if annotation.startswith("tuple"):
+        return isinstance(value, list)
+    if annotation == "float | None":
+        return value is None or _is_of_kind(value, "float")
+    if annotation == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, str)
+
+
+def _rises(values: tuple[float, ...]) -> bool:
+    return len(values) == 2 and -math.inf < values[0] < values[1] < math.inf
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

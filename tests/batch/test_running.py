@@ -24,7 +24,7 @@ NAMES = ["a.png", "b.png", "sub/a.png"]
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "model_facts", lambda _: FACTS)
+    monkeypatch.setattr(running, "model_facts", lambda *_, **__: FACTS)
 
 
 @pytest.fixture
