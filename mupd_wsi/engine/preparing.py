@@ -362,7 +362,7 @@ def _facts(slide: Slide, stainer: Stainer, options: StainOptions, style: Style) 
     return {
         "notice": NOTICE,
         "rendering": _rendering(style, painted=info.painted),
-        "software": f"mupd-wsi {version('mupd-wsi')}",
+        "software": software(),
         "model": {
             "name": info.name,
             "version": info.version,

@@ -117,9 +117,8 @@ def test_training_goes_on_from_a_bundle_of_the_same_shape(recipe_file, tmp_path)
         Trainer(wider, tmp_path / "third")
 
 
-def test_learning_rate_warms_up_and_decays(recipe_file):
-    recipe = load_recipe(recipe_file(steps=100, warmup=10, learning_rate=1.0))
-    rates = [learning_rate(recipe, step) for step in range(101)]
+def test_learning_rate_warms_up_and_decays():
+    rates = [learning_rate(1.0, warmup=10, steps=100, step=step) for step in range(101)]
     assert rates[9] == max(rates) == 1.0
     assert rates[0] == pytest.approx(0.1)
     assert rates[100] == pytest.approx(0.02)
