@@ -33,23 +33,31 @@ class OverlapHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Of ``features`` (B, h + 2, w + 2, F), with a ring around what is wanted: (B, h * patch, w * patch, C)."""
-        b, rows, columns, _ = features.shape
-        patch, half = self.patch, self.patch // 2
-        squares = affine(features, self.linear).view(b, rows, columns, SPREAD, patch, SPREAD, patch, self.outputs)
-        # Blocks that lie half a patch up and left of the patches: each is what four squares say of it.
-        blocks = squares.new_zeros(b, rows - 1, patch, columns - 1, patch, self.outputs)
+        b, rows, columns, width = features.shape
+        half = self.patch // 2
+        # Blocks that lie half a patch up and left of the patches: each is what four squares say of it, in one sum.
+        total = (
+            self._parts(self.linear.bias[:, None])
+            .sum(dim=(0, 1))
+            .view(1, -1)
+            .expand(b * (rows - 1) * (columns - 1), -1)
+        )
+        weights = self._parts(self.linear.weight)
         for y in range(SPREAD):
             for x in range(SPREAD):
-                part = squares[:, 1 - y : rows - y, 1 - x : columns - x, y, :, x]
-                blocks += part.permute(0, 1, 3, 2, 4, 5) * self._weights(y, x, squares)
-        pixels = blocks.view(b, (rows - 1) * patch, (columns - 1) * patch, self.outputs)
-        return pixels[:, half : -half or None, half : -half or None]
+                part = features[:, 1 - y : rows - y, 1 - x : columns - x].reshape(-1, width)
+                total = torch.addmm(total, part, weights[y, x].t())
+        pixels = depth_to_space(total.view(b, rows - 1, columns - 1, -1), self.patch)
+        return pixels[:, half:-half, half:-half]
 
-    def _weights(self, y: int, x: int, like: Tensor) -> Tensor:
-        """Of one quarter of a square, (patch, 1, patch, 1)."""
-        rising = (torch.arange(self.patch, device=like.device, dtype=like.dtype) + 0.5) / self.patch
-        window = torch.stack([rising, 1 - rising])
-        return window[y][:, None, None, None] * window[x][None, None, :, None]
+    def _parts(self, values: Tensor) -> Tensor:
+        """Weight or bias by quarter of a square, blended: (SPREAD, SPREAD, patch * patch * C, F)."""
+        patch = self.patch
+        rising = (torch.arange(patch, device=values.device, dtype=values.dtype) + 0.5) / patch
+        window = torch.stack([rising, 1 - rising])  # of the first half of a square, and of the second
+        split = values.view(SPREAD, patch, SPREAD, patch, self.outputs, -1).permute(0, 2, 1, 3, 4, 5)
+        blended = split * window[:, None, :, None, None, None] * window[None, :, None, :, None, None]
+        return blended.reshape(SPREAD, SPREAD, patch * patch * self.outputs, -1)
 
 
 def with_ring(features: Tensor) -> Tensor:
