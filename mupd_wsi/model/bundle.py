@@ -204,6 +204,15 @@ def write_bundle(folder: Path, info: ModelInfo, weights: Mapping[str, Tensor]) -
     return read_info(folder)
 
 
+def state_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _info_to_json(info: ModelInfo) -> dict[str, Any]:
     card = asdict(info)
     card["panel"] = [{"name": m.name, "color": m.color} for m in info.panel]

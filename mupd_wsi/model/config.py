@@ -28,8 +28,8 @@ class NetworkConfig:
         text_width: width of text tokens; 0 leaves the stream out.
         rna_width: width of RNA tokens; 0 leaves the stream out.
         time_width: width of the embedding of the flow time t.
-        pixel_width: width of the features that the heads have at every pixel; 0: no such heads, read-out and draw come
-            from one linear head, patch by patch.
+        pixel_width: width of the features that the flow's decoder has at every pixel; 0: no decoder, read-out and draw
+            come from one linear head, patch by patch.
         decoder_widths: widths of the flow's decoder at ``patch`` px and twice that; empty without ``pixel_width``.
     """
 
@@ -70,7 +70,7 @@ class NetworkConfig:
 
     @property
     def head_reach(self) -> int:
-        """Pixels around a pixel that the read-out's head sees."""
+        """Pixels of features around what is wanted that the read-out's head is given."""
         return self.patch if self.pixel_width else 0
 
     def as_json(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mupd_wsi.model.blocks import ConvBlock, affine, depth_to_space, space_to_depth
+from mupd_wsi.model.config import NetworkConfig
 
 #: Side of the square that a patch speaks for, in patches: half a patch beyond its own edges.
 SPREAD: Final = 2
@@ -67,35 +68,19 @@ def with_ring(features: Tensor) -> Tensor:
 
 
 class PixelHead(nn.Module):
-    """From one vector a patch to one value a pixel and channel, with a convolution between: patches leave no edges.
+    """The decoder's way from patches to pixels: a convolution at full resolution sees over the edges of patches.
 
     Args:
-        features: width of what it is given a patch.
-        pixels: channels of what it is given a pixel.
-        width: of its own features at every pixel.
-        outputs: channels.
-        patch: px.
-        time_width: of the embedding of the flow time.
-        kernel: side of the convolutions.
+        config: shape of the network.
     """
 
-    def __init__(
-        self,
-        features: int,
-        pixels: int,
-        width: int,
-        outputs: int,
-        *,
-        patch: int,
-        time_width: int,
-        kernel: int,
-    ) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.patch = patch
-        self.expand = nn.Linear(features, patch**2 * width)
-        self.embed = nn.Linear(pixels, width, bias=False)
-        self.block = ConvBlock(width, time_width, kernel)
-        self.out = nn.Linear(width, outputs)
+        self.patch, width = config.patch, config.pixel_width
+        self.expand = nn.Linear(config.decoder_widths[0], config.patch**2 * width)
+        self.embed = nn.Linear(config.image_channels + config.targets, width, bias=False)
+        self.block = ConvBlock(width, config.time_width, config.kernel)
+        self.out = nn.Linear(width, config.targets)
 
     def forward(self, features: Tensor, pixels: Tensor, time: Tensor) -> Tensor:
         """Of ``features`` (B, h, w, F) and ``pixels`` (B, H, W, P), H = h * patch: (B, H, W, outputs)."""
@@ -113,44 +98,24 @@ class FlowDecoder(nn.Module):
         x0 = c_skip x_t + c_out F    c_skip = (1 - t) / s^2    c_out = t / s    s^2 = (1 - t)^2 + t^2
 
     Args:
-        features: width of the network's features, one vector a patch.
-        image: channels of the H&E.
-        targets: channels of the stain.
-        widths: at patch size and at twice that.
-        pixel_width: at single pixels.
-        patch: px.
-        time_width: of the embedding of the flow time.
-        kernel: side of the convolutions.
+        config: shape of the network; ``decoder_widths`` are those at patch size and at twice that.
     """
 
-    def __init__(
-        self,
-        features: int,
-        image: int,
-        targets: int,
-        *,
-        widths: tuple[int, ...],
-        pixel_width: int,
-        patch: int,
-        time_width: int,
-        kernel: int,
-    ) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        fine, coarse = widths
-        self.patch = patch
+        fine, coarse = config.decoder_widths
+        self.patch = config.patch
 
         def stage(width: int, depth: int = 1) -> nn.ModuleList:
-            return nn.ModuleList(ConvBlock(width, time_width, kernel) for _ in range(depth))
+            return nn.ModuleList(ConvBlock(width, config.time_width, config.kernel) for _ in range(depth))
 
-        self.embed_features = nn.Linear(features, fine)
-        self.embed_noisy = nn.Linear(patch**2 * targets, fine, bias=False)
+        self.embed_features = nn.Linear(config.stage_widths[0], fine)
+        self.embed_noisy = nn.Linear(config.patch**2 * config.targets, fine, bias=False)
         self.down_stage, self.down = stage(fine), nn.Linear(4 * fine, coarse)
         self.coarse_stage, self.up = stage(coarse, 2), nn.Linear(coarse, 4 * fine)
         self.merge, self.up_stage = nn.Linear(2 * fine, fine), stage(fine)
         self.norm = nn.LayerNorm(fine)
-        self.head = PixelHead(
-            fine, image + targets, pixel_width, targets, patch=patch, time_width=time_width, kernel=kernel
-        )
+        self.head = PixelHead(config)
 
     def forward(self, features: Tensor, image: Tensor, noisy: Tensor, t: Tensor, time: Tensor) -> Tensor:
         """Predict x0, (B, H, W, targets).

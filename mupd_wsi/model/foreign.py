@@ -10,7 +10,6 @@ sees, so its user has to.
 from __future__ import annotations
 
 import colorsys
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.markers import Marker, Panel
-from mupd_wsi.model.bundle import ModelInfo
+from mupd_wsi.model.bundle import ModelInfo, state_hash
 from mupd_wsi.model.memory import BatchWidth
 from mupd_wsi.model.stainer import SampleOptions, Stainer, Wanted, resolve_device
 from mupd_wsi.request import Fuse
@@ -214,11 +213,7 @@ def weights_hash(network: Any) -> str:
     """SHA-256 over a network's weights by name; "unknown" where it shows none."""
     if not isinstance(network, nn.Module):
         return "unknown"
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return state_hash(network.state_dict())
 
 
 def _times_coarser(card: ForeignCard, output_mpp: float | None) -> int:

@@ -69,7 +69,8 @@ class MuPDNetwork(nn.Module):
         self.head_norm = nn.LayerNorm(widths[0])
         self.head = nn.Linear(widths[0], patch_area * config.targets)
         if config.pixel_width:
-            self._add_decoders(config)
+            self.readout_head = OverlapHead(widths[0], config.targets, config.patch)
+            self.decoder = FlowDecoder(config)
         nn.init.zeros_(self.trunk_modulation.bias)
         nn.init.normal_(self.head.weight, std=0.01)
 
@@ -133,13 +134,12 @@ class MuPDNetwork(nn.Module):
         given = next(x for x in (noisy, image) if x is not None)
         whole = [Extent(0, side) for side in given.shape[2:]]
         kept = list(wanted or whole)
-        if image is None:
-            image = given.new_zeros(len(given), self.config.image_channels, *given.shape[2:])
-        pixels = image.permute(0, 2, 3, 1)
         if noisy is None:
             return self._read_out(features, kept, whole).permute(0, 3, 1, 2)
+        if image is None:
+            image = noisy.new_zeros(len(noisy), self.config.image_channels, *noisy.shape[2:])
         time = self.time(t).to(self.decoder.norm.weight.dtype)
-        x0 = self.decoder(features, pixels, noisy.permute(0, 2, 3, 1), t, time)
+        x0 = self.decoder(features, image.permute(0, 2, 3, 1), noisy.permute(0, 2, 3, 1), t, time)
         return cut(x0, whole, kept, 1).permute(0, 3, 1, 2)
 
     def _read_out(self, features: Tensor, kept: list[Extent], whole: list[Extent]) -> Tensor:
@@ -211,19 +211,6 @@ class MuPDNetwork(nn.Module):
                 x = block(x, time)
             given = kept
         return cut(x, given, [part.features for part in parts], self.config.patch)
-
-    def _add_decoders(self, config: NetworkConfig) -> None:
-        shape: dict[str, int] = {"patch": config.patch, "time_width": config.time_width, "kernel": config.kernel}
-        width, image, targets = config.stage_widths[0], config.image_channels, config.targets
-        self.readout_head = OverlapHead(width, targets, config.patch)
-        self.decoder = FlowDecoder(
-            width,
-            image,
-            targets,
-            widths=config.decoder_widths,
-            pixel_width=config.pixel_width,
-            **shape,
-        )
 
     def as_precision(self, dtype: torch.dtype) -> MuPDNetwork:
         """Convert the weights, all but those of :data:`KEPT_PRECISE`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mupd_wsi.errors import MupdError, UsageError
+from mupd_wsi.model.bundle import state_hash
 from mupd_wsi.model.decoder import flow_scales
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import interpolate, shifted
@@ -36,12 +36,14 @@ from mupd_wsi.training.sources import PairSource, open_pairs
 from mupd_wsi.training.trainer import (
     CHECKPOINT_SECONDS,
     UNCONDITIONAL_SHARE,
+    RunningMeans,
     TrainingProgress,
     append_log,
     autocast,
     follow,
     learning_rate,
     parameter_groups,
+    save_state,
 )
 
 BORDER = 16  # px of a crop's edge that are not compared: there the heads lack what lies beyond
@@ -86,7 +88,7 @@ class HeadTrainer:
         unknown = self.network.load_state_dict(trained["average"], strict=False)
         if unknown.unexpected_keys or any(not _of_heads(name) for name in unknown.missing_keys):
             raise UsageError(f"{run} holds another network than the recipe's")
-        self.pairs, self._network_hash = pairs, _hash(trained["average"])
+        self.pairs, self._network_hash = pairs, state_hash(trained["average"])[:16]
         self.step = 0
 
     def run(
@@ -101,12 +103,19 @@ class HeadTrainer:
             preparing: called with the squares done and their number, while features are computed.
         """
         squares = self.squares(preparing)
+        self.network.decoder.requires_grad_(True)
+        self.optimiser = torch.optim.AdamW(parameter_groups(self.network, self.recipe.weight_decay))
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        if not self._resume():
+            self._fit_readout(squares)
+        self._train(squares, report)
+
+    def _fit_readout(self, squares: FinishedSquares) -> None:
         plain = len(squares.markers) // self.heads.variants
         weights = least_squares(squares, plain, self.network.config.patch)
-        self.network.readout_head.linear.weight.copy_(weights[:-1].T)
-        self.network.readout_head.linear.bias.copy_(weights[-1])
-        self.network.decoder.requires_grad_(True)
-        self._train(squares, report)
+        for network in (self.network, self.average):
+            network.readout_head.linear.weight.copy_(weights[:-1].T)
+            network.readout_head.linear.bias.copy_(weights[-1])
 
     def squares(self, preparing: Callable[[int, int], None] = lambda _done, _of: None) -> FinishedSquares:
         """Squares of the train split as the network sees them; kept in the run's folder."""
@@ -124,12 +133,9 @@ class HeadTrainer:
 
     def _train(self, squares: FinishedSquares, report: Callable[[TrainingProgress], None]) -> None:
         self.objective = self._objective(squares)
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(parameter_groups(self.network, self.recipe.weight_decay))
-        self._resume()
         replicas, noise = Replicas(self.network, self.threads), torch.Generator()
-        loss_mean, pace_mean, saved = 0.0, 0.0, time.monotonic()
-        for done, step in enumerate(range(self.step, self.heads.steps), start=1):
+        means, saved = RunningMeans(), time.monotonic()
+        for step in range(self.step, self.heads.steps):
             started = time.monotonic()
             noise.manual_seed(self.recipe.seed + 7919 * step)
             examples = self._examples(squares, np.random.default_rng([self.recipe.seed, step]), noise)
@@ -141,12 +147,9 @@ class HeadTrainer:
             self.optimiser.step()
             self.step = step + 1
             follow(self.average, self.network, self.recipe.ema_decay, self.step)
-            loss_mean = 0.98 * loss_mean + 0.02 * loss
-            pace_mean = (
-                time.monotonic() - started if done == 1 else 0.95 * pace_mean + 0.05 * (time.monotonic() - started)
-            )
+            means.add(loss, time.monotonic() - started)
             if self.step % 10 == 0:
-                progress = TrainingProgress(self.step, self.heads.steps, loss_mean / (1 - 0.98**done), pace_mean)
+                progress = TrainingProgress(self.step, self.heads.steps, means.loss, means.seconds)
                 append_log(self.folder / "heads.csv", progress)
                 report(progress)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or self.step == self.heads.steps:
@@ -194,21 +197,21 @@ class HeadTrainer:
             "optimiser": self.optimiser.state_dict(),
             "transform": {"mean": self.transform.mean, "std": self.transform.std},
         }
-        part = self.folder / f"{HEADS}.part"
-        torch.save(state, part)
-        part.replace(self.folder / HEADS)
+        save_state(state, self.folder / HEADS)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Go on from the folder's checkpoint; whether there is one of this network."""
         path = self.folder / HEADS
         if not path.is_file():
-            return
+            return False
         state = torch.load(path, weights_only=True, map_location="cpu")
         if state["network_hash"] != self._network_hash:
-            return  # heads of an earlier state of the network
+            return False
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["heads_step"]
+        return True
 
 
 def _crop(squares: FinishedSquares, crop: int, patch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,13 +227,6 @@ def _crop(squares: FinishedSquares, crop: int, patch: int, rng: np.random.Genera
 
 def _of_heads(name: str) -> bool:
     return name.partition(".")[0] in ("readout_head", "decoder")
-
-
-def _hash(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ class HeadsRecipe:
     """How heads are trained on the features of a finished network (:mod:`mupd_wsi.training.heads`).
 
     Attributes:
-        pixel_width: see :class:`NetworkConfig`; at least the number of markers.
+        pixel_width: see :class:`NetworkConfig`.
         decoder_widths: likewise.
         steps: optimiser steps.
         batch: crops a step.

@@ -125,18 +125,14 @@ class Trainer:
 
     def run(self, report: Callable[[TrainingProgress], None]) -> None:
         """Train to the end, reporting every ten steps and at every look at the dev split."""
-        loss_sum, pace_mean, saved = 0.0, math.nan, time.monotonic()
-        for done, crops in enumerate(_prefetched(self._batches()), start=1):
+        means, saved = RunningMeans(), time.monotonic()
+        for crops in _prefetched(self._batches()):
             started = time.monotonic()
-            loss = self._optimise(crops)
-            pace = time.monotonic() - started
-            loss_sum = 0.98 * loss_sum + 0.02 * loss
-            loss_mean = loss_sum / (1 - 0.98**done)  # so that the first steps weigh no more than the others
-            pace_mean = pace if math.isnan(pace_mean) else 0.95 * pace_mean + 0.05 * pace
+            means.add(self._optimise(crops), time.monotonic() - started)
             looked = self.step % self.recipe.validate_every == 0 or self.step == self.recipe.steps
             if looked or self.step % 10 == 0:
                 pearson = float(np.nanmean(self.dev_pearson())) if looked else None
-                progress = TrainingProgress(self.step, self.recipe.steps, loss_mean, pace_mean, pearson)
+                progress = TrainingProgress(self.step, self.recipe.steps, means.loss, means.seconds, pearson)
                 append_log(self.folder / "log.csv", progress)
                 report(progress)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or self.step == self.recipe.steps:
@@ -230,9 +226,7 @@ class Trainer:
             "noise": self.noise.get_state(),
             "transform": asdict(self.transform),
         }
-        part = self.folder / f"{CHECKPOINT}.part"
-        torch.save(state, part)
-        part.replace(self.folder / CHECKPOINT)
+        save_state(state, self.folder / CHECKPOINT)
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, where there is one.
@@ -259,6 +253,33 @@ def follow(average: MuPDNetwork, network: MuPDNetwork, decay: float, step: int) 
     """Move the exponential moving average of the weights; in the first steps it follows faster."""
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
+@dataclass
+class RunningMeans:
+    """Of the loss and the seconds of a step, the last steps weighing most."""
+
+    seconds: float = math.nan
+    _sum: float = 0.0
+    _steps: int = 0
+
+    def add(self, loss: float, seconds: float) -> None:
+        """Count a step."""
+        self._steps += 1
+        self._sum = 0.98 * self._sum + 0.02 * loss
+        self.seconds = seconds if self._steps == 1 else 0.95 * self.seconds + 0.05 * seconds
+
+    @property
+    def loss(self) -> float:
+        """The first steps weigh no more than the others."""
+        return self._sum / (1 - 0.98**self._steps)
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, atomically."""
+    part = path.with_name(f"{path.name}.part")
+    torch.save(state, part)
+    part.replace(path)
 
 
 def append_log(path: Path, progress: TrainingProgress) -> None:

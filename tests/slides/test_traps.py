@@ -141,6 +141,16 @@ def test_sizes_that_webp_files_claim(lossless: bool) -> None:
     assert webp_size(b"no such file") is None
 
 
+def replace_only_tile(path: Path, content: bytes) -> None:
+    """Put other bytes at the end of a TIFF of one tile, and let its tags name them."""
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        page, end = tiff.pages[0].aspage(), path.stat().st_size
+        page.tags[324].overwrite(end)
+        page.tags[325].overwrite(len(content))
+    with path.open("ab") as stream:
+        stream.write(content)
+
+
 @pytest.mark.parametrize("compression", ["jpegxl", "webp"])
 def test_a_tile_that_claims_to_be_huge(compression: str, tmp_path: Path) -> None:
     """A whole and valid stream, of one colour, many times as large as the tile it stands for."""
@@ -153,12 +163,7 @@ def test_a_tile_that_claims_to_be_huge(compression: str, tmp_path: Path) -> None
     shape = (8500, 8500, 3)
     encode = imagecodecs.jpegxl_encode if compression == "jpegxl" else imagecodecs.webp_encode
     bomb = bytes(encode(np.zeros(shape, np.uint8), **({"effort": 1} if compression == "jpegxl" else {"level": 1})))
-    with tifffile.TiffFile(path, mode="r+") as tiff:
-        page, end = tiff.pages[0].aspage(), path.stat().st_size
-        page.tags[324].overwrite(end)
-        page.tags[325].overwrite(len(bomb))
-    with path.open("ab") as stream:
-        stream.write(bomb)
+    replace_only_tile(path, bomb)
     refused(path, "claims 8500 x 8500 px")
 
 
@@ -173,12 +178,7 @@ def test_a_tile_that_unpacks_to_more_than_a_tile(tmp_path: Path) -> None:
         metadata=None,
     )
     bomb = zlib.compress(bytes(1_000_000_000), 9)
-    with tifffile.TiffFile(path, mode="r+") as tiff:
-        page, end = tiff.pages[0].aspage(), path.stat().st_size
-        page.tags[324].overwrite(end)
-        page.tags[325].overwrite(len(bomb))
-    with path.open("ab") as stream:
-        stream.write(bomb)
+    replace_only_tile(path, bomb)
     refused(path, "cannot be decoded")
 
 
