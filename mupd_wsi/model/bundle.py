@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mupd_wsi.errors import BundleError
 from mupd_wsi.markers import Marker, Panel
-from mupd_wsi.model.calibration import Calibration
+from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.noise import Blurs
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.normalising import StainProfile
 from mupd_wsi.request import Fuse
@@ -28,6 +29,7 @@ CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 BUNDLED = Path(__file__).parent / "bundles"
 MAX_CARD_BYTES = 4 << 20
+MAX_BLUR = 64  # px; noise is computed for three times as much around every tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class ModelInfo:
         weights_sha256: of the weights file.
         fuse: how its tiles are joined unless the user says otherwise: "crop" where nothing beyond the halo is seen.
         time_shift: of a draw's flow times (:func:`mupd_wsi.model.flow.shifted`); 1 spaces them evenly.
+        noise_blurs: what colours the noise that a draw begins with (:func:`mupd_wsi.model.noise.colored`).
+        draw_moments: what a draw is a deviation from; None where it is the stain itself, standardised.
     """
 
     name: str
@@ -82,6 +86,8 @@ class ModelInfo:
     weights_sha256: str
     fuse: Fuse = "crop"
     time_shift: float = 1.0
+    noise_blurs: Blurs = ()
+    draw_moments: RootMoments | None = None
 
     @property
     def painted(self) -> bool:
@@ -97,6 +103,7 @@ class ModelInfo:
         channels = len(self.panel)
         lengths = [len(self.transform.mean), len(self.calibration.low), len(self.draw_calibration.low)]
         lengths += [self.network.targets]
+        lengths += [] if self.draw_moments is None else [len(self.draw_moments.floor)]
         lengths += [len(windows) for windows in self.display_window.values()]
         if set(lengths) != {channels}:
             raise BundleError(f"model {self.name}: {channels} markers, but per-marker values of lengths {lengths}")
@@ -104,10 +111,16 @@ class ModelInfo:
             raise BundleError(f"model {self.name}: display_window needs 'mean' and 'sample'")
         if any(not 0 <= low < high for windows in self.display_window.values() for low, high in windows):
             raise BundleError(f"model {self.name}: every display window must lie above 0 and rise")
+        if (self.draw_moments is not None) != (self.network.pixel_width > 0):
+            raise BundleError(f"model {self.name}: draw_moments and a network with pixel_width go together")
         if self.fuse not in get_args(Fuse):
             raise BundleError(f"model {self.name}: fuse must be one of {', '.join(get_args(Fuse))}, got {self.fuse!r}")
         if not self.time_shift > 0:
             raise BundleError(f"model {self.name}: time_shift must lie above 0, got {self.time_shift}")
+        if any(not 0 < sigma <= MAX_BLUR or weight <= 0 for sigma, weight in self.noise_blurs):
+            raise BundleError(
+                f"model {self.name}: noise_blurs need widths of at most {MAX_BLUR} px and weights above 0"
+            )
         window, stride = self.network.window_px, self.network.trunk_stride
         core = self.tile - 2 * self.halo
         if core < 1 or core % window or not 0 <= self.lead <= self.halo or self.lead % stride or self.halo % stride:
@@ -243,6 +256,8 @@ def info_from_json(card: Mapping[str, Any]) -> ModelInfo:
             },
             "stain_reference": StainProfile.from_json(card["stain_reference"]) if card["stain_reference"] else None,
             "limits": tuple(card["limits"]),
+            "noise_blurs": tuple((float(sigma), float(weight)) for sigma, weight in card.get("noise_blurs", ())),
+            "draw_moments": RootMoments.from_json(moments) if (moments := card.get("draw_moments")) else None,
         }
     )
 

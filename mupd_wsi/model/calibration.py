@@ -54,3 +54,38 @@ class Calibration:
         place = ((root - low) * (last / (high - low))).clamp_(0, last)
         knot = place.to(torch.int32).clamp_max_(last - 1)
         return torch.lerp(values[knot], values[knot + 1], place - knot)
+
+
+@dataclass(frozen=True, slots=True)
+class RootMoments:
+    """What the read-out tells of the root of the real intensity at a pixel: its mean and its spread.
+
+    A draw is a flow of how far the root lies from that mean, in units of that spread. Where the read-out is sure little
+    is drawn, and what it knows already need not be learned again.
+
+    Attributes:
+        mean: from the root of the read-out to the mean root of the real stain.
+        power: from the same to the mean intensity, which is the mean square of the root.
+        floor: least spread, one a channel, above 0: grey levels are whole, and no pixel is certain.
+    """
+
+    mean: Calibration
+    power: Calibration
+    floor: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.mean.low) == len(self.power.low) == len(self.floor) or min(self.floor) <= 0:
+            raise ValueError("moments of roots need both curves and a spread above 0 for every channel")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RootMoments:
+        """From a card's fields; raises as :meth:`Calibration.from_json` does."""
+        mean, power = (Calibration.from_json(values[name]) for name in ("mean", "power"))
+        return cls(mean, power, tuple(values["floor"]))
+
+    def at(self, readout: Tensor, channel: int) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the root where the read-out gives these intensities, any shape."""
+        given = readout.clamp_min(0).sqrt()
+        mean = self.mean.apply(given, channel)
+        variance = self.power.apply(given, channel) - mean.square()
+        return mean, variance.clamp_min(self.floor[channel] ** 2).sqrt()

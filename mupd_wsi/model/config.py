@@ -30,7 +30,10 @@ class NetworkConfig:
         time_width: width of the embedding of the flow time t.
         pixel_width: width of the features that the flow's decoder has at every pixel; 0: no decoder, read-out and draw
             come from one linear head, patch by patch.
-        decoder_widths: widths of the flow's decoder at ``patch`` px and twice that; empty without ``pixel_width``.
+        density_squares: sides, in patches, of the squares whose optical densities the read-out's head is told of
+            (:mod:`mupd_wsi.model.densities`), odd; likewise.
+        decoder_width: width of the flow's decoder at ``patch`` px; 0 without ``pixel_width``.
+        decoder_depth: its blocks there; likewise.
     """
 
     targets: int
@@ -48,13 +51,17 @@ class NetworkConfig:
     rna_width: int = 0
     time_width: int = 128
     pixel_width: int = 0
-    decoder_widths: tuple[int, ...] = ()
+    density_squares: tuple[int, ...] = ()
+    decoder_width: int = 0
+    decoder_depth: int = 0
 
     def __post_init__(self) -> None:
         if len(self.stage_widths) != len(self.stage_depths) or not self.stage_widths:
             raise BundleError("stage_widths and stage_depths of a network must have the same length, at least 1")
-        if len(self.decoder_widths) != (2 if self.pixel_width else 0):
-            raise BundleError("a network with pixel_width has two decoder_widths, one without has none")
+        if {bool(part) for part in (self.pixel_width, self.decoder_width, self.decoder_depth)} == {False, True}:
+            raise BundleError("pixel_width, decoder_width and decoder_depth of a network go together")
+        if any(side < 1 or side % 2 == 0 for side in self.density_squares):
+            raise BundleError(f"density_squares must be odd numbers of patches, got {self.density_squares}")
         if self.trunk_width % self.trunk_heads:
             raise BundleError(f"trunk_width {self.trunk_width} must be a multiple of trunk_heads {self.trunk_heads}")
 
@@ -72,6 +79,11 @@ class NetworkConfig:
     def head_reach(self) -> int:
         """Pixels of features around what is wanted that the read-out's head is given."""
         return self.patch if self.pixel_width else 0
+
+    @property
+    def decoder_reach(self) -> int:
+        """Pixels around what is wanted that one step of a draw sees, in whole patches."""
+        return self.patch * (self.decoder_depth + 1) if self.pixel_width else 0
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from mupd_wsi.model.config import NetworkConfig
 
 #: Side of the square that a patch speaks for, in patches: half a patch beyond its own edges.
 SPREAD: Final = 2
+#: Side of the convolutions of the flow's decoder, in patches: each widens what it sees by one patch.
+DECODER_KERNEL: Final = 3
 
 
 class OverlapHead(nn.Module):
@@ -77,7 +79,7 @@ class PixelHead(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.patch, width = config.patch, config.pixel_width
-        self.expand = nn.Linear(config.decoder_widths[0], config.patch**2 * width)
+        self.expand = nn.Linear(config.decoder_width, config.patch**2 * width)
         self.embed = nn.Linear(config.image_channels + config.targets, width, bias=False)
         self.block = ConvBlock(width, config.time_width, config.kernel)
         self.out = nn.Linear(width, config.targets)
@@ -91,30 +93,27 @@ class PixelHead(nn.Module):
 class FlowDecoder(nn.Module):
     """Predicts x0 from a noisy stain and what a network that has not seen the noise knows of the tissue.
 
-    A small U-Net at patch size, twice that, and single pixels. The network behind it runs once a draw, not once a step.
-    What comes out is joined with x_t so that the predicted quantity F has unit variance at every flow time (Karras et
-    al., arXiv 2206.00364, for the path of :mod:`mupd_wsi.model.flow`)::
+    Convolutions at patch size, then at single pixels. They see ``config.decoder_reach`` px around a place and no more,
+    so a draw of a few steps sees no more than the halo: further away only the features look. The network behind
+    them runs once a draw, not once a step. What comes out is joined with x_t so that the predicted quantity F has unit
+    variance at every flow time (Karras et al., arXiv 2206.00364, for the path of :mod:`mupd_wsi.model.flow`)::
 
         x0 = c_skip x_t + c_out F    c_skip = (1 - t) / s^2    c_out = t / s    s^2 = (1 - t)^2 + t^2
 
     Args:
-        config: shape of the network; ``decoder_widths`` are those at patch size and at twice that.
+        config: shape of the network.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        fine, coarse = config.decoder_widths
+        width = config.decoder_width
         self.patch = config.patch
-
-        def stage(width: int, depth: int = 1) -> nn.ModuleList:
-            return nn.ModuleList(ConvBlock(width, config.time_width, config.kernel) for _ in range(depth))
-
-        self.embed_features = nn.Linear(config.stage_widths[0], fine)
-        self.embed_noisy = nn.Linear(config.patch**2 * config.targets, fine, bias=False)
-        self.down_stage, self.down = stage(fine), nn.Linear(4 * fine, coarse)
-        self.coarse_stage, self.up = stage(coarse, 2), nn.Linear(coarse, 4 * fine)
-        self.merge, self.up_stage = nn.Linear(2 * fine, fine), stage(fine)
-        self.norm = nn.LayerNorm(fine)
+        self.embed_features = nn.Linear(config.stage_widths[0], width)
+        self.embed_noisy = nn.Linear(config.patch**2 * config.targets, width, bias=False)
+        self.blocks = nn.ModuleList(
+            ConvBlock(width, config.time_width, DECODER_KERNEL) for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(width)
         self.head = PixelHead(config)
 
     def forward(self, features: Tensor, image: Tensor, noisy: Tensor, t: Tensor, time: Tensor) -> Tensor:
@@ -123,18 +122,16 @@ class FlowDecoder(nn.Module):
         Args:
             features: (B, H / patch, W / patch, F).
             image: H&E features (B, H, W, image).
-            noisy: x_t (B, H, W, targets), H and W multiples of twice the patch.
+            noisy: x_t (B, H, W, targets), H and W multiples of the patch.
             t: (B,).
             time: its embedding, (B, T).
         """
         dtype = self.norm.weight.dtype
         folded = space_to_depth(noisy, self.patch).to(dtype)
         x = affine(features.to(dtype), self.embed_features) + affine(folded, self.embed_noisy)
-        x = _through(self.down_stage, x, time)
-        deep = _through(self.coarse_stage, affine(space_to_depth(x, 2), self.down), time)
-        x = affine(torch.cat([x, depth_to_space(affine(deep, self.up), 2)], dim=-1), self.merge)
-        x = self.norm(_through(self.up_stage, x, time))
-        answer = self.head(x, torch.cat([image.to(dtype), noisy.to(dtype)], dim=-1), time)
+        for block in self.blocks:
+            x = block(x, time)
+        answer = self.head(self.norm(x), torch.cat([image.to(dtype), noisy.to(dtype)], dim=-1), time)
         kept, added = flow_scales(t[:, None, None, None])
         x0: Tensor = kept * noisy + added * answer.float()
         return x0
@@ -144,9 +141,3 @@ def flow_scales(t: Tensor) -> tuple[Tensor, Tensor]:
     """c_skip and c_out of :class:`FlowDecoder` at flow times, any shape."""
     power = (1 - t) ** 2 + t**2
     return (1 - t) / power, t / power.sqrt()
-
-
-def _through(stage: nn.ModuleList, x: Tensor, time: Tensor) -> Tensor:
-    for block in stage:
-        x = cast(ConvBlock, block)(x, time)
-    return x

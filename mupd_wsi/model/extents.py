@@ -38,6 +38,10 @@ class Extent:
         return Extent(max(0, start), min(length, stop))
 
 
+#: Rows and columns of a tile.
+Area = tuple[Extent, Extent]
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What one axis of a tile needs.
@@ -91,3 +95,22 @@ def cut(x: Tensor, given: Sequence[Extent], kept: Sequence[Extent], stride: int)
         for outer, inner in zip(given, kept, strict=True)
     )
     return x[:, rows, columns]
+
+
+def whole_area(planes: Tensor) -> Area:
+    """All rows and columns of planes (B, C, H, W)."""
+    return Extent(0, planes.shape[2]), Extent(0, planes.shape[3])
+
+
+def area_around(part: Area, reach: int, patch: int, tile: Area) -> Area:
+    """A part of a tile with ``reach`` px around it, in whole patches, where the tile has them."""
+    rows, columns = (own.widened(reach, patch, whole.length) for own, whole in zip(part, tile, strict=True))
+    return rows, columns
+
+
+def cut_planes(planes: Tensor, given: Area, kept: Area) -> Tensor:
+    """A part of planes (B, C, H, W) that cover what is given."""
+    rows, columns = (
+        slice(inner.start - outer.start, inner.stop - outer.start) for outer, inner in zip(given, kept, strict=True)
+    )
+    return planes[:, :, rows, columns]

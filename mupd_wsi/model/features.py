@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 IMAGE_CHANNELS = 6
+#: Which of them are the optical densities.
+DENSITIES = slice(3, 6)
 
 
 def image_features(rgb: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -17,6 +18,7 @@ from mupd_wsi.model.blocks import (
 )
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.decoder import FlowDecoder, OverlapHead, with_ring
+from mupd_wsi.model.densities import VIEW_WIDTH, density_views
 from mupd_wsi.model.extents import Extent, Needs, cut, needs
 
 #: Parts that stay fp32 whatever the precision, so that what comes out is not rounded to bf16's 8 bits.
@@ -69,7 +71,8 @@ class MuPDNetwork(nn.Module):
         self.head_norm = nn.LayerNorm(widths[0])
         self.head = nn.Linear(widths[0], patch_area * config.targets)
         if config.pixel_width:
-            self.readout_head = OverlapHead(widths[0], config.targets, config.patch)
+            told = widths[0] + VIEW_WIDTH * len(config.density_squares)
+            self.readout_head = OverlapHead(told, config.targets, config.patch)
             self.decoder = FlowDecoder(config)
         nn.init.zeros_(self.trunk_modulation.bias)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -112,46 +115,51 @@ class MuPDNetwork(nn.Module):
             features = noisy.new_zeros(len(noisy), rows, columns, self.config.stage_widths[0])
         else:
             raise ValueError(NOTHING_GIVEN)
-        return self.decode(features, image, t, noisy, wanted)
-
-    def decode(
-        self,
-        features: Tensor,
-        image: Tensor | None,
-        t: Tensor,
-        noisy: Tensor | None = None,
-        wanted: tuple[Extent, Extent] | None = None,
-    ) -> Tensor:
-        """From features of the H&E to what :meth:`forward` returns; of a network with ``config.pixel_width`` only.
-
-        Args:
-            features: of :meth:`features` without noise, at t = 1; for a read-out of what is wanted, for a draw of all.
-            image: H&E features (B, image_channels, H, W); None only with ``noisy``.
-            t: flow time in [0, 1], (B,).
-            noisy: x_t (B, targets, H, W); None is the read-out.
-            wanted: as for :meth:`forward`.
-        """
-        given = next(x for x in (noisy, image) if x is not None)
+        given = image if noisy is None else noisy
+        assert given is not None
         whole = [Extent(0, side) for side in given.shape[2:]]
         kept = list(wanted or whole)
         if noisy is None:
-            return self._read_out(features, kept, whole).permute(0, 3, 1, 2)
+            return self.read_out(features, given, kept, whole)
+        return cut(self.decode(features, image, t, noisy).permute(0, 2, 3, 1), whole, kept, 1).permute(0, 3, 1, 2)
+
+    def decode(self, features: Tensor, image: Tensor | None, t: Tensor, noisy: Tensor) -> Tensor:
+        """From features of the H&E and x_t to x0; of a network with ``config.pixel_width`` only.
+
+        All cover the same place. ``config.decoder_reach`` px at its edges are not what they would be in a larger one.
+
+        Args:
+            features: of :meth:`features` without noise, at t = 1, (B, H / patch, W / patch, F).
+            image: H&E features (B, image_channels, H, W), or None.
+            t: flow time in [0, 1], (B,).
+            noisy: x_t (B, targets, H, W).
+        """
         if image is None:
             image = noisy.new_zeros(len(noisy), self.config.image_channels, *noisy.shape[2:])
         time = self.time(t).to(self.decoder.norm.weight.dtype)
-        x0 = self.decoder(features, image.permute(0, 2, 3, 1), noisy.permute(0, 2, 3, 1), t, time)
-        return cut(x0, whole, kept, 1).permute(0, 3, 1, 2)
+        x0: Tensor = self.decoder(features, image.permute(0, 2, 3, 1), noisy.permute(0, 2, 3, 1), t, time)
+        return x0.permute(0, 3, 1, 2)
 
-    def _read_out(self, features: Tensor, kept: list[Extent], whole: list[Extent]) -> Tensor:
-        """Expected intensities of what is kept, (B, H, W, targets)."""
+    def read_out(self, features: Tensor, image: Tensor, kept: Sequence[Extent], whole: Sequence[Extent]) -> Tensor:
+        """Expected intensities of what is kept, (B, targets, H, W).
+
+        Args:
+            features: of :meth:`features` where that was wanted.
+            image: H&E features of all.
+            kept: rows and columns.
+            whole: those of the image.
+        """
         reach, patch = self.config.head_reach, self.config.patch
         seen = [part.widened(reach, patch, side.stop) for part, side in zip(kept, whole, strict=True)]
+        if self.config.density_squares:
+            views = cut(density_views(image, patch, self.config.density_squares), whole, seen, patch)
+            features = torch.cat([features, views], dim=-1)
         ring = [Extent(part.start - reach, part.stop + reach) for part in kept]
         # At an image's own edges there is nothing beyond: what is nearest stands for it.
         around = [Extent(part.start - reach, part.stop + reach) for part in seen]
         features = cut(with_ring(features.to(self.readout_head.linear.weight.dtype)), around, ring, patch)
         answer: Tensor = self.readout_head(features)
-        return answer
+        return answer.permute(0, 3, 1, 2)
 
     def features(
         self,

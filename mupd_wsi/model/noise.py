@@ -1,4 +1,4 @@
-"""Standard normal noise as a function of the place on the slide.
+"""Normal noise as a function of the place on the slide: white, or with the power spectrum of a stain.
 
 Overlapping tiles must see the same noise in any order, batch or process, so noise is computed from
 (seed, absolute x, absolute y, channel) by the counter-based generator Philox4x32-10 (Salmon et al., "Parallel random
@@ -7,13 +7,17 @@ numbers: as easy as 1, 2, 3", SC11) and the Box-Muller transform: there is no st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
+#: Gaussian blurs whose weighted sum colours white noise, each (standard deviation in px, weight); none leaves it white.
+Blurs = tuple[tuple[float, float], ...]
 
 _MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS: Final = (0x9E3779B9, 0xBB67AE85)
@@ -71,6 +75,58 @@ def slide_noise(seed: int, x: int, y: int, channels: int, height: int, width: in
             _box_muller(a, b, noise[4 * group : 4 * group + 2, part])
             _box_muller(c, d, noise[4 * group + 2 : 4 * group + 4, part])
     return noise
+
+
+def slide_noise_colored(
+    seed: int, x: int, y: int, channels: int, height: int, width: int, blurs: Blurs
+) -> NDArray[np.float32]:
+    """The same, coloured (:func:`colored`): normal, of unit variance, and neighbours are alike as the blurs say."""
+    edge = reach(blurs)
+    return colored(slide_noise(seed, x - edge, y - edge, channels, height + 2 * edge, width + 2 * edge), blurs)
+
+
+def colored(white: NDArray[np.float32], blurs: Blurs) -> NDArray[np.float32]:
+    """White noise with another power spectrum, of unit variance.
+
+    The power of a stain falls by three orders of magnitude from 64 to 2 px. A flow that starts from noise of such a
+    spectrum decides on all wavelengths at once; from white noise it decides on the coarse ones while all is noise
+    yet, and has to take away fine grain that no stain has.
+
+    Args:
+        white: (channels, height + 2 * reach(blurs), width + 2 * reach(blurs)), standard normal.
+        blurs: weighted Gaussians; none returns ``white``.
+
+    Returns:
+        float32 (channels, height, width).
+    """
+    if not blurs:
+        return white
+    edge = reach(blurs)
+    taps = [_gaussian(sigma, edge) for sigma, _ in blurs]
+    # The variance of a weighted sum of separable filters of the same noise.
+    power = sum(
+        a * b * float(one @ other) ** 2
+        for (_, a), one in zip(blurs, taps, strict=True)
+        for (_, b), other in zip(blurs, taps, strict=True)
+    )
+    out = np.zeros((len(white), white.shape[1] - 2 * edge, white.shape[2] - 2 * edge), np.float32)
+    for source, target in zip(white, out, strict=True):
+        for (_, weight), tap in zip(blurs, taps, strict=True):
+            blurred = cv2.sepFilter2D(source, cv2.CV_32F, tap[tap > 0], tap[tap > 0] * (weight / math.sqrt(power)))
+            target += blurred[edge : len(source) - edge, edge : source.shape[1] - edge]
+    return out
+
+
+def reach(blurs: Blurs) -> int:
+    """Pixels around a place that its coloured noise depends on."""
+    return max((math.ceil(3 * sigma) for sigma, _ in blurs), default=0)
+
+
+def _gaussian(sigma: float, edge: int) -> NDArray[np.float32]:
+    """Taps of a Gaussian that is cut at three standard deviations, (2 * edge + 1,), of sum 1."""
+    places = np.arange(-edge, edge + 1)
+    taps = np.where(np.abs(places) <= math.ceil(3 * sigma), np.exp(-0.5 * (places / sigma) ** 2), 0)
+    return np.asarray(taps / taps.sum(), np.float32)
 
 
 def _round_keys(key: tuple[int, int]) -> Iterator[tuple[np.uint64, np.uint64]]:

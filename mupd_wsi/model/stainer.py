@@ -18,12 +18,13 @@ from torch.overrides import TorchFunctionMode
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.geometry import Region
 from mupd_wsi.model.bundle import ModelInfo, read_info, read_weights
-from mupd_wsi.model.extents import Extent
+from mupd_wsi.model.draws import draw
+from mupd_wsi.model.extents import Area, Extent, cut_planes, whole_area
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
 from mupd_wsi.model.memory import BatchWidth
 from mupd_wsi.model.network import MuPDNetwork
-from mupd_wsi.model.noise import slide_noise
+from mupd_wsi.model.noise import slide_noise_colored
 from mupd_wsi.request import Readout
 
 MAX_CPU_THREADS: Final = 8  # each holds one tile's activations
@@ -79,10 +80,12 @@ class Stainer:
         precision: "fp32" or "bf16".
         batch_size: tiles that :meth:`stain` works on at a time, memory permitting; more are split.
         fitting: tiles at a time that the device has had memory for.
-        stepwise: whether single steps of the flow can be asked for (:meth:`predict`), to join tiles at every step.
     """
 
-    stepwise = True
+    @property
+    def stepwise(self) -> bool:
+        """Not where a decoder draws deviations from the read-out: its draws see no more than the halo."""
+        return not self.info.network.pixel_width
 
     def __init__(
         self, info: ModelInfo, network: MuPDNetwork, device: str, precision: str, batch_size: int | None = None
@@ -146,7 +149,7 @@ class Stainer:
 
     def noise(self, seed: int, x: int, y: int, height: int, width: int) -> NDArray[np.float32]:
         """What a draw begins with at a place of the slide (output pixels): float32 (panel, height, width)."""
-        return slide_noise(seed, x, y, len(self.info.panel), height, width)
+        return slide_noise_colored(seed, x, y, len(self.info.panel), height, width, self.info.noise_blurs)
 
     def predict(self, rgb: NDArray[np.uint8], noisy: NDArray[np.float32] | None, t: float) -> NDArray[np.float32]:
         """One evaluation of the network, for those who walk along the flow themselves.
@@ -228,45 +231,59 @@ class Stainer:
         if options.readout == "mean":
             x0 = read_out(self._predictor(rgb, (wanted.rows, wanted.columns)), len(rgb), torch.device(self.device))
         else:
-            noise = self._noise(rgb.shape, origins, options.seed)
-            *_, x0 = euler_states(self._predictor(rgb), noise, self._steps(options), self.info.time_shift)
-            rows, columns = wanted.rows, wanted.columns
-            x0 = x0[:, :, rows.start : rows.stop, columns.start : columns.stop]
+            x0 = self._draw(rgb, origins, options, (wanted.rows, wanted.columns))
         for channel in wanted.channels:
             yield self._intensity(x0[:, channel], channel, options.readout)
 
-    def _predictor(self, rgb: NDArray[np.uint8], part: tuple[Extent, Extent] | None = None) -> PredictX0:
+    def _draw(
+        self, rgb: NDArray[np.uint8], origins: Sequence[tuple[int, int]], options: SampleOptions, part: Area
+    ) -> Tensor:
+        """A draw of what is wanted of tiles, (B, panel, rows, columns): roots, or standardised x0 without a decoder."""
+        steps, image = self._steps(options), self._image(rgb)
+
+        def noise_of(area: Area) -> Tensor:
+            return self._noise(origins, options.seed, area)
+
+        if self.info.network.pixel_width:
+            return draw(self._network, self.info, image, noise_of, steps, part)
+        # At each step x_t goes through the whole network, which sees too much to leave any out.
+        tile = whole_area(image)
+        *_, x0 = euler_states(self._predictor(rgb), noise_of(tile), steps, self.info.time_shift)
+        return cut_planes(x0, tile, part)
+
+    def _predictor(self, rgb: NDArray[np.uint8], part: Area | None = None) -> PredictX0:
         """The network with the H&E of tiles bound to it, and what is wanted of them."""
-        pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
-        image = image_features(pixels).to(self._dtype)
+        image = self._image(rgb)
         lead = self.info.lead // self.info.network.trunk_stride
-        features: list[Tensor] = []  # of the H&E, which a draw's steps share
 
         def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
-            if noisy is None or not self.info.network.pixel_width:
-                noisy = None if noisy is None else noisy.to(self._dtype)
-                return plain(self._network(image, t, noisy, lead=lead, wanted=part))
-            if not features:
-                features.append(self._network.features(image, torch.ones_like(t), lead=lead))
-            return plain(self._network.decode(features[0], image, t, noisy))
-
-        def plain(x0: Tensor) -> Tensor:
+            given = noisy if noisy is None or self.info.network.pixel_width else noisy.to(self._dtype)
+            x0: Tensor = self._network(image, t, given, lead=lead, wanted=part)
             return x0.float().contiguous()
 
         return predict
 
+    def _image(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """What the network sees of tiles, (B, image_channels, H, W)."""
+        pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
+        return image_features(pixels).to(self._dtype)
+
     def _intensity(self, values: Tensor, channel: int, readout: Readout) -> Tensor:
         """Of one channel, from what the network gives for it, any shape."""
-        expected = readout == "mean" and self.info.network.pixel_width > 0
-        root = values.clamp_min(0).sqrt() if expected else self.info.transform.root(values, channel)
+        if not self.info.network.pixel_width:
+            root = self.info.transform.root(values, channel)
+        else:
+            root = values.clamp_min(0).sqrt() if readout == "mean" else values
         curves = self.info.calibration if readout == "mean" else self.info.draw_calibration
         return curves.apply(root, channel).clamp_(0, 255)
 
     def _steps(self, options: SampleOptions) -> int:
         return options.steps or self.info.steps
 
-    def _noise(self, shape: tuple[int, ...], origins: Sequence[tuple[int, int]], seed: int) -> Tensor:
-        noise = np.stack([slide_noise(seed, x, y, len(self.info.panel), shape[1], shape[2]) for x, y in origins])
+    def _noise(self, origins: Sequence[tuple[int, int]], seed: int, part: Area) -> Tensor:
+        rows, columns = part
+        places = [(x + columns.start, y + rows.start) for x, y in origins]
+        noise = np.stack([self.noise(seed, x, y, rows.length, columns.length) for x, y in places])
         return torch.from_numpy(noise).to(self.device)
 
 

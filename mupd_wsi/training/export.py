@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from mupd_wsi.errors import MupdError
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, write_bundle
-from mupd_wsi.model.calibration import Calibration
+from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.model.transform import TargetTransform
@@ -80,6 +81,7 @@ def export(
         TargetTransform(**{k: tuple(v) for k, v in state["transform"].items()}),
         state["step"],
         source.described(),
+        state.get("moments"),
     )
     write_bundle(folder, info, weights)
     slide, train = source.around(), source.tiles("train")
@@ -116,7 +118,13 @@ def export(
     return write_bundle(folder, replace(info, metrics=metrics), weights)
 
 
-def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int, described: Mapping[str, object]) -> ModelInfo:
+def _raw_info(
+    recipe: Recipe,
+    transform: TargetTransform,
+    steps: int,
+    described: Mapping[str, object],
+    moments: Mapping[str, Any] | None,
+) -> ModelInfo:
     """A card whose calibration returns the predicted roots themselves."""
     channels = len(recipe.markers)
     others = cycle(OTHER_COLORS)
@@ -152,6 +160,8 @@ def _raw_info(recipe: Recipe, transform: TargetTransform, steps: int, described:
         limits=recipe.limits,
         weights_sha256="",
         time_shift=1.0 if recipe.heads is None else recipe.heads.time_shift,
+        noise_blurs=() if recipe.heads is None else recipe.heads.noise_blurs,
+        draw_moments=None if moments is None else RootMoments.from_json(moments),
     )
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from mupd_wsi.lookahead import in_order
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.decoder import SPREAD
-from mupd_wsi.model.extents import Extent, needs
+from mupd_wsi.model.densities import VIEW_WIDTH, density_views
+from mupd_wsi.model.extents import Extent, cut, needs
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.training.augment import jitter_stains
@@ -55,11 +56,19 @@ class FinishedSquares:
         features: float16 (N, side / patch, side / patch, width).
         he: uint8 (N, side, side, 3), as the network was given it.
         markers: N views of uint8 (C, side, side), turned likewise.
+        views: float16 (N, side / patch, side / patch, V), what else the read-out's head is told.
+        plain: how many of the squares, the first, are as they were.
     """
 
     features: NDArray[np.float16]
     he: NDArray[np.uint8]
     markers: list[NDArray[np.uint8]]
+    views: NDArray[np.float16]
+    plain: int
+
+    def told(self, i: int) -> NDArray[np.float32]:
+        """All that the read-out's head is given of a square: (side / patch, side / patch, F + V)."""
+        return np.concatenate([self.features[i], self.views[i]], axis=-1).astype(np.float32)
 
 
 def finished_squares(
@@ -80,7 +89,7 @@ def finished_squares(
         network: whose features are wanted.
         tiles: of the training split.
         slide: the H&E around them.
-        folder: of the files; 1.1 GB a variant for 91 tiles of 1024 px at width 96.
+        folder: of the files; 1.1 GB a variant for 91 tiles of 1024 px at width 96, and half as much for the views.
         variants: the first is the squares as they are; each further one is turned, mirrored and recoloured at random.
         jitter: strength of the recolouring.
         seed: of that.
@@ -93,10 +102,13 @@ def finished_squares(
     items = [(variant, corner) for variant in range(variants) for corner in corners]
     shape = (len(items), core // patch, core // patch, network.config.stage_widths[0])
     features = _opened(folder / "features.npy", shape, np.float16)
+    told = (*shape[:3], VIEW_WIDTH * len(network.config.density_squares))
+    views = _opened(folder / "views.npy", told, np.float16)
     he = _opened(folder / "he.npy", (len(items), core, core, 3), np.uint8)
     done = _opened(folder / "done.npy", (len(items),), np.uint8)
     motions = [_motion(seed, i) if variant else (0, False) for i, (variant, _) in enumerate(items)]
     inner = Extent(halo, halo + core)
+    whole, kept = (Extent(0, side),) * 2, (inner,) * 2
 
     @torch.inference_mode()
     def work(i: int) -> int:
@@ -111,11 +123,14 @@ def finished_squares(
             colors = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
             pixels = jitter_stains(pixels, jitter, colors).round()
         pixels = torch.from_numpy(moved(pixels.numpy(), motions[i]).copy())
-        found = network.features(
-            image_features(pixels), torch.ones(1), lead=lead // network.config.trunk_stride, wanted=(inner, inner)
-        )[0]
+        image = image_features(pixels)
+        found = network.features(image, torch.ones(1), lead=lead // network.config.trunk_stride, wanted=(inner, inner))[
+            0
+        ]
         border = (found.shape[0] - core // patch) // 2  # what the head's reach adds
         features[i] = found[border : border + core // patch, border : border + core // patch].numpy()
+        if told[-1]:
+            views[i] = cut(density_views(image, patch, network.config.density_squares), whole, kept, patch)[0].numpy()
         he[i] = pixels[0, :, halo : halo + core, halo : halo + core].permute(1, 2, 0).byte().numpy()
         done[i] = 1
         return i
@@ -127,7 +142,7 @@ def finished_squares(
         moved(tiles.markers[tile][:, y : y + core, x : x + core], motion)
         for (_, (tile, y, x)), motion in zip(items, motions, strict=True)
     ]
-    return FinishedSquares(features, he, markers)
+    return FinishedSquares(features, he, markers, views, len(corners))
 
 
 def moved(planes: NDArray[Any], motion: tuple[int, bool]) -> NDArray[Any]:
@@ -136,34 +151,34 @@ def moved(planes: NDArray[Any], motion: tuple[int, bool]) -> NDArray[Any]:
     return turned[..., ::-1] if motion[1] else turned
 
 
-def least_squares(squares: FinishedSquares, count: int, patch: int, ridge: float = 1e-3) -> Tensor:
-    """The linear map of a patch's features that is nearest to the intensities of the square that it speaks for.
+def least_squares(squares: FinishedSquares, patch: int, ridge: float = 1e-6) -> Tensor:
+    """The linear map of what is told of a patch that is nearest to the intensities of the square that it speaks for.
 
     That is a square of :data:`SPREAD` patches a side (:class:`mupd_wsi.model.decoder.OverlapHead`). Ridge regression.
 
     Args:
         squares: of the network.
-        count: how many of them, the first, are looked at.
         patch: px of a feature vector.
-        ridge: of the features' mean square.
+        ridge: of the mean square of each value.
 
     Returns:
         (width + 1, side * side * C), in the order of the head's outputs; the last row is the bias.
     """
-    width, channels, side = squares.features.shape[-1], len(squares.markers[0]), SPREAD * patch
+    width, channels, side = squares.told(0).shape[-1], len(squares.markers[0]), SPREAD * patch
     margin = (side - patch) // 2
     square = torch.zeros(width + 1, width + 1, dtype=torch.float64)
     product = torch.zeros(width + 1, side**2 * channels, dtype=torch.float64)
-    for features, markers in zip(squares.features[:count], squares.markers[:count], strict=True):
-        flat = torch.from_numpy(features[1:-1, 1:-1].astype(np.float32)).flatten(0, 1)
+    for i, markers in enumerate(squares.markers[: squares.plain]):
+        flat = torch.from_numpy(squares.told(i)[1:-1, 1:-1]).flatten(0, 1)
         x = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
         inner = torch.from_numpy(np.ascontiguousarray(markers))[:, patch - margin : -patch + margin]
         planes = inner[..., patch - margin : -patch + margin].float()
         spoken = F.unfold(planes[None], side, stride=patch)[0].view(channels, side**2, -1)
         square += x.T @ x
         product += x.T @ spoken.permute(2, 1, 0).flatten(1)
-    damping = ridge * square.diagonal().mean() * torch.eye(width + 1, dtype=torch.float64)
-    found: Tensor = torch.linalg.solve(square + damping, product)
+    damping = ridge * square.diagonal()
+    damping[-1] = 0  # of the bias
+    found: Tensor = torch.linalg.solve(square + damping.diag(), product)
     return found.float()
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,20 @@ from torch import Tensor
 
 from mupd_wsi.errors import MupdError, UsageError
 from mupd_wsi.model.bundle import state_hash
-from mupd_wsi.model.decoder import flow_scales
+from mupd_wsi.model.calibration import RootMoments
+from mupd_wsi.model.decoder import flow_scales, with_ring
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import interpolate, shifted
 from mupd_wsi.model.network import MuPDNetwork
+from mupd_wsi.model.noise import colored, reach
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.finished import FinishedSquares, finished_squares, least_squares
-from mupd_wsi.training.objective import Objective
+from mupd_wsi.training.fitting import CurveCounts
 from mupd_wsi.training.recipe import CHECKPOINT, HEADS, Recipe, load_recipe
 from mupd_wsi.training.replicas import Replicas
 from mupd_wsi.training.sources import PairSource, open_pairs
 from mupd_wsi.training.trainer import (
     CHECKPOINT_SECONDS,
-    UNCONDITIONAL_SHARE,
     RunningMeans,
     TrainingProgress,
     append_log,
@@ -49,19 +50,21 @@ from mupd_wsi.training.trainer import (
 BORDER = 16  # px of a crop's edge that are not compared: there the heads lack what lies beyond
 LEAST_TIME = 0.02  # of the flow: below, x_t is the stain already
 STEP = 8  # px; crops begin at multiples of it, where the decoder's coarse cells begin
-WEIGHED_ON = 256  # crops that the weights of the losses are taken from
+MOMENTS_EVERY = 4  # squares; on one in so many it is measured what the read-out tells
+LEAST_SPREAD = 0.25  # of a channel's standard deviation: what the spread of a root is taken for at least
+MOST_SPREADS = 8.0  # deviations beyond are dust and folds
 
 
 @dataclass(frozen=True, slots=True)
 class HeadExample:
-    """A share of a batch: what :meth:`MuPDNetwork.decode` is given, and what should come out."""
+    """A share of a batch: what read-out and decoder are given, and what should come out."""
 
     features: Tensor
+    views: Tensor
     image: Tensor
     markers: Tensor
     t: Tensor
     noise: Tensor
-    conditional: bool
 
 
 class HeadTrainer:
@@ -104,18 +107,29 @@ class HeadTrainer:
         """
         squares = self.squares(preparing)
         self.network.decoder.requires_grad_(True)
-        self.optimiser = torch.optim.AdamW(parameter_groups(self.network, self.recipe.weight_decay))
+        self.optimiser = torch.optim.AdamW(parameter_groups(self.network, self.recipe.weight_decay), fused=True)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         if not self._resume():
             self._fit_readout(squares)
+            self.moments = self._fit_moments(squares)
         self._train(squares, report)
 
     def _fit_readout(self, squares: FinishedSquares) -> None:
-        plain = len(squares.markers) // self.heads.variants
-        weights = least_squares(squares, plain, self.network.config.patch)
+        weights = least_squares(squares, self.network.config.patch)
         for network in (self.network, self.average):
             network.readout_head.linear.weight.copy_(weights[:-1].T)
             network.readout_head.linear.bias.copy_(weights[-1])
+
+    @torch.inference_mode()
+    def _fit_moments(self, squares: FinishedSquares) -> RootMoments:
+        """What the fitted read-out tells of the roots of intensities, on squares spread evenly."""
+        mean, power = (CurveCounts.empty(len(self.recipe.markers)) for _ in range(2))
+        for i in range(0, squares.plain, MOMENTS_EVERY):
+            told = torch.from_numpy(squares.told(i))[None]
+            roots = self.network.readout_head(with_ring(told))[0].permute(2, 0, 1).clamp_min(0).sqrt().numpy()
+            mean.add(roots, np.sqrt(squares.markers[i], dtype=np.float32))
+            power.add(roots, squares.markers[i])
+        return RootMoments(mean.fit(), power.fit(), tuple(round(LEAST_SPREAD * std, 5) for std in self.transform.std))
 
     def squares(self, preparing: Callable[[int, int], None] = lambda _done, _of: None) -> FinishedSquares:
         """Squares of the train split as the network sees them; kept in the run's folder."""
@@ -132,7 +146,6 @@ class HeadTrainer:
         )
 
     def _train(self, squares: FinishedSquares, report: Callable[[TrainingProgress], None]) -> None:
-        self.objective = self._objective(squares)
         replicas, noise = Replicas(self.network, self.threads), torch.Generator()
         means, saved = RunningMeans(), time.monotonic()
         for step in range(self.step, self.heads.steps):
@@ -146,7 +159,7 @@ class HeadTrainer:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self.optimiser.step()
             self.step = step + 1
-            follow(self.average, self.network, self.recipe.ema_decay, self.step)
+            follow(self.average.decoder, self.network.decoder, self.recipe.ema_decay, self.step)
             means.add(loss, time.monotonic() - started)
             if self.step % 10 == 0:
                 progress = TrainingProgress(self.step, self.heads.steps, means.loss, means.seconds)
@@ -160,32 +173,40 @@ class HeadTrainer:
         self, squares: FinishedSquares, rng: np.random.Generator, noise: torch.Generator
     ) -> list[HeadExample]:
         crops = [_crop(squares, self.heads.crop, self.network.config.patch, rng) for _ in range(self.heads.batch)]
-        features, he, markers = (torch.stack(part) for part in zip(*crops, strict=True))
+        features, views, he, markers = (torch.stack(part) for part in zip(*crops, strict=True))
         image = image_features(he.permute(0, 3, 1, 2).float())
         t = shifted(torch.rand(len(features), generator=noise), self.heads.time_shift).clamp_min(LEAST_TIME)
-        eps = torch.randn(markers.shape, generator=noise)
-        conditional = float(torch.rand((), generator=noise)) >= UNCONDITIONAL_SHARE
-        parts = (features.float(), image, markers.float(), t, eps)
-        shares = zip(*(part.chunk(self.threads) for part in parts), strict=True)
-        return [HeadExample(f, i, m, at, e, conditional) for f, i, m, at, e in shares]
+        eps = self._noise(markers.shape, noise)
+        parts = (features.float(), views.float(), image, markers.float(), t, eps)
+        return [HeadExample(*share) for share in zip(*(part.chunk(self.threads) for part in parts), strict=True)]
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Noise of the colour that draws begin with, (B, C, H, W)."""
+        *planes, height, width = shape
+        edge = 2 * reach(self.heads.noise_blurs)
+        white = torch.randn(*planes, height + edge, width + edge, generator=generator).numpy()
+        return torch.from_numpy(np.stack([colored(crop, self.heads.noise_blurs) for crop in white]))
 
     def _loss(self, network: MuPDNetwork, example: HeadExample) -> Tensor:
         """Error of x0 at random flow times, in the units of the decoder's answer."""
-        x0 = self.transform.standardise(example.markers)
+        x0 = self._deviations(network, example)
         noisy = interpolate(x0, example.noise, example.t)
-        features, image = example.features, example.image
-        if not example.conditional:
-            features, image = torch.zeros_like(features), torch.zeros_like(image)
         with autocast("cpu"):
-            predicted = network.decode(features, image, example.t, noisy)
+            predicted = network.decode(example.features, example.image, example.t, noisy)
         _, scale = flow_scales(example.t[:, None, None, None])
         inner = np.s_[..., BORDER:-BORDER, BORDER:-BORDER]
-        return self.objective.flow((predicted / scale)[inner], (x0 / scale)[inner])
+        return (((predicted - x0) / scale)[inner]).square().mean()
 
-    def _objective(self, squares: FinishedSquares) -> Objective:
-        rng = np.random.default_rng(self.recipe.seed)
-        drawn = (_crop(squares, self.heads.crop, self.network.config.patch, rng)[2] for _ in range(WEIGHED_ON))
-        return Objective.from_crops(drawn, self.transform, 0.0)
+    @torch.no_grad()
+    def _deviations(self, network: MuPDNetwork, example: HeadExample) -> Tensor:
+        """What is drawn: how far the roots of the stain lie from what the read-out tells of them, (B, C, H, W)."""
+        told = torch.cat([example.features, example.views], dim=-1)
+        readout = network.readout_head(with_ring(told)).permute(0, 3, 1, 2)
+        planes = [
+            (example.markers[:, c].sqrt() - mean) / spread
+            for c, (mean, spread) in enumerate(self.moments.at(plane, c) for c, plane in enumerate(readout.unbind(1)))
+        ]
+        return torch.stack(planes, dim=1).clamp(-MOST_SPREADS, MOST_SPREADS)
 
     def _save(self) -> None:
         state: dict[str, Any] = {
@@ -196,6 +217,7 @@ class HeadTrainer:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "transform": {"mean": self.transform.mean, "std": self.transform.std},
+            "moments": asdict(self.moments),
         }
         save_state(state, self.folder / HEADS)
 
@@ -210,19 +232,18 @@ class HeadTrainer:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["heads_step"]
+        self.step, self.moments = state["heads_step"], RootMoments.from_json(state["moments"])
         return True
 
 
-def _crop(squares: FinishedSquares, crop: int, patch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (crop / patch, crop / patch, width), H&E (crop, crop, 3) and markers (C, crop, crop) of some place."""
+def _crop(squares: FinishedSquares, crop: int, patch: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    """Features and views (crop / patch, crop / patch, width), H&E (crop, crop, 3) and markers (C, crop, crop)."""
     i = int(rng.integers(len(squares.markers)))
     y, x = (int(rng.integers((squares.he.shape[1] - crop) // STEP + 1)) * STEP for _ in range(2))
     fine = np.s_[y // patch : (y + crop) // patch, x // patch : (x + crop) // patch]
     window = np.s_[y : y + crop, x : x + crop]
-    parts = squares.features[i][fine], squares.he[i][window], squares.markers[i][(slice(None), *window)]
-    features, he, markers = (torch.from_numpy(np.array(part)) for part in parts)
-    return features, he, markers
+    own = squares.features[i][fine], squares.views[i][fine], squares.he[i][window]
+    return tuple(torch.from_numpy(np.array(part)) for part in (*own, squares.markers[i][(slice(None), *window)]))
 
 
 def _of_heads(name: str) -> bool:
@@ -246,6 +267,7 @@ def main() -> int:
         if done % 50 == 0:
             sys.stderr.write(f"features of square {done}/{of}\n")
 
+    torch.set_num_threads(1)  # what is large is shared out among threads of its own
     try:
         recipe = load_recipe(arguments.recipe)
         with closing(open_pairs(recipe, arguments.run / "tiles")) as pairs:

@@ -12,11 +12,14 @@ from mupd_wsi.errors import UsageError
 from mupd_wsi.markers import canonical
 from mupd_wsi.model.bundle import bundled_models, find_bundle, read_info
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.noise import Blurs
 from mupd_wsi.training.manifest import PairEntry, entry_from_mapping
 
 #: Files of a run: the network as training left it, and with heads that were trained afterwards.
 CHECKPOINT: Final = "checkpoint.pt"
 HEADS: Final = "heads.pt"
+#: Fields of the network that its heads bring.
+HEAD_FIELDS: Final = ("pixel_width", "density_squares", "decoder_width", "decoder_depth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +28,29 @@ class HeadsRecipe:
 
     Attributes:
         pixel_width: see :class:`NetworkConfig`.
-        decoder_widths: likewise.
+        density_squares: likewise.
+        decoder_width: likewise.
+        decoder_depth: likewise.
         steps: optimiser steps.
         batch: crops a step.
         crop: side of a crop, px; a multiple of 8.
         learning_rate: peak of the cosine schedule.
         time_shift: of the flow times that the decoder is trained at, and that draws take.
+        noise_blurs: what colours the noise (:func:`mupd_wsi.model.noise.colored`).
         variants: how often each tile is seen: as it is, and turned, mirrored and recoloured.
     """
 
     pixel_width: int
-    decoder_widths: tuple[int, int]
+    decoder_width: int
+    decoder_depth: int
     steps: int = 2000
     batch: int = 4
     crop: int = 256
     learning_rate: float = 2e-3
     variants: int = 2
     time_shift: float = 1.0
+    noise_blurs: Blurs = ()
+    density_squares: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,7 @@ class Recipe:
     @property
     def network_config(self) -> NetworkConfig:
         """Shape of the network that the recipe trains; where it says nothing, that of the bundle it starts from."""
-        own = {"targets": len(self.markers), "pixel_width": 0, "decoder_widths": ()}
+        own = {"targets": len(self.markers), **without_heads()}
         base = read_info(self.start_from).network.as_json() if self.start_from and not self.network else {}
         return NetworkConfig.from_json({**base, **own, **self.network})
 
@@ -135,9 +144,12 @@ class Recipe:
         """The same with the heads that are trained afterwards."""
         if self.heads is None:
             return self.network_config
-        return replace(
-            self.network_config, pixel_width=self.heads.pixel_width, decoder_widths=self.heads.decoder_widths
-        )
+        return replace(self.network_config, **{name: getattr(self.heads, name) for name in HEAD_FIELDS})
+
+
+def without_heads() -> dict[str, Any]:
+    """The fields that heads bring, of a network that has none."""
+    return {f.name: f.default for f in fields(NetworkConfig) if f.name in HEAD_FIELDS}
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -176,7 +188,15 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _heads(values: Any) -> HeadsRecipe | None:
-    return None if values is None else HeadsRecipe(**{**values, "decoder_widths": tuple(values["decoder_widths"])})
+    if values is None:
+        return None
+    return HeadsRecipe(
+        **{
+            **values,
+            "noise_blurs": tuple(tuple(blur) for blur in values.get("noise_blurs", ())),
+            "density_squares": tuple(values.get("density_squares", ())),
+        }
+    )
 
 
 def starting_bundle(name: str, folder: Path) -> Path:

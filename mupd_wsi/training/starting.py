@@ -14,7 +14,7 @@ from mupd_wsi.markers import canonical
 from mupd_wsi.model.bundle import ModelInfo, read_info, read_weights
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.transform import TargetTransform
-from mupd_wsi.training.recipe import Recipe
+from mupd_wsi.training.recipe import Recipe, without_heads
 
 #: Parts whose parameters have an axis of markers, patches beside it.
 _OF_MARKERS: Final = ("head", "embed_noisy")
@@ -40,7 +40,7 @@ def starting_weights(recipe: Recipe, bundle: Path, transform: TargetTransform) -
         UsageError: its network has another shape, or another um/px.
     """
     info, config = read_info(bundle), recipe.network_config
-    if config != replace(info.network, targets=config.targets, pixel_width=0, decoder_widths=()):
+    if config != replace(info.network, targets=config.targets, **without_heads()):
         raise UsageError(f"{recipe.name} cannot start from {info.name}: its network has another shape")
     if abs(info.mpp - recipe.mpp) > 0.01 * recipe.mpp:
         raise UsageError(f"{recipe.name} is at {recipe.mpp:g} um/px and cannot start from {info.name} at {info.mpp:g}")

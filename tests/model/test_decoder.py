@@ -7,6 +7,8 @@ import torch
 
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.decoder import OverlapHead, flow_scales, with_ring
+from mupd_wsi.model.densities import density_views
+from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.flow import euler_states
 from mupd_wsi.model.network import MuPDNetwork
 
@@ -20,7 +22,9 @@ CONFIG = NetworkConfig(
     window=2,
     context_width=16,
     pixel_width=6,
-    decoder_widths=(16, 24),
+    density_squares=(1, 5),
+    decoder_width=16,
+    decoder_depth=2,
 )
 
 
@@ -91,9 +95,10 @@ def test_a_patch_speaks_for_half_a_patch_beyond_its_edges(network, tile):
     image, _ = tile
     with torch.inference_mode():
         features = network.features(image, torch.ones(1))
-        before = network.decode(features, image, torch.ones(1))
+        whole = [Extent(0, 64), Extent(0, 64)]
+        before = network.read_out(features, image, whole, whole)
         features[:, 8, 8] += 1
-        moved = (network.decode(features, image, torch.ones(1)) != before).any(dim=1)[0]
+        moved = (network.read_out(features, image, whole, whole) != before).any(dim=1)[0]
     rows, columns = torch.where(moved)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (30, 37, 30, 37)
 
@@ -120,3 +125,38 @@ def test_without_the_tissue_a_stain_is_still_predicted(network, tile):
         assert network(None, torch.tensor([0.7]), noisy).shape == noisy.shape
         with pytest.raises(ValueError, match="got neither"):
             network(None, torch.ones(1))
+
+
+def test_a_step_of_a_draw_sees_its_reach_and_no_more(network):
+    """What is further away than ``decoder_reach``, of noise, tissue or features, changes nothing."""
+    side, reach = 96, CONFIG.decoder_reach
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(1, side // 4, side // 4, 16, generator=generator)
+    image, noisy = (torch.randn(1, c, side, side, generator=generator) for c in (6, 3))
+    place = slice(44, 48)  # a patch
+    inside = slice(place.start - reach, place.stop + reach)
+    with torch.inference_mode():
+        before = network.decode(features, image, torch.tensor([0.6]), noisy)[..., place, place]
+        for given in (image, noisy):
+            given_there = given[..., inside, inside].clone()
+            given += 1
+            given[..., inside, inside] = given_there
+        kept = features[:, inside.start // 4 : inside.stop // 4, inside.start // 4 : inside.stop // 4].clone()
+        features += 1
+        features[:, inside.start // 4 : inside.stop // 4, inside.start // 4 : inside.stop // 4] = kept
+        after = network.decode(features, image, torch.tensor([0.6]), noisy)[..., place, place]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_density_views_are_means_of_squares_and_their_products():
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(2, 6, 40, 32, generator=generator)
+    views = density_views(image, 4, (1, 3))
+    of_patches = image[:, 3:].unfold(2, 4, 4).unfold(3, 4, 4).mean(dim=(-2, -1))
+    near = of_patches[1, :, 4:7, 2:5].mean(dim=(-2, -1))  # around the patch at 5, 3
+    torch.testing.assert_close(views[1, 5, 3, :3], of_patches[1, :, 5, 3])
+    torch.testing.assert_close(views[1, 5, 3, 9:12], near)
+    a, b, c = near
+    torch.testing.assert_close(views[1, 5, 3, 12:], torch.stack([a * a, a * b, a * c, b * b, b * c, c * c]))
+    corner = of_patches[0, :, :2, :2].mean(dim=(-2, -1))  # what lies beyond the edge is left out
+    torch.testing.assert_close(views[0, 0, 0, 9:12], corner)

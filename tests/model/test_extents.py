@@ -12,7 +12,7 @@ from mupd_wsi.model.extents import Extent, needs
 from mupd_wsi.model.network import MuPDNetwork
 
 PLAIN = NetworkConfig(targets=18, stage_depths=(2, 2))
-MINI = replace(PLAIN, pixel_width=24, decoder_widths=(96, 112))
+MINI = replace(PLAIN, pixel_width=24, density_squares=(1, 3, 7, 15, 31, 47), decoder_width=96, decoder_depth=6)
 
 
 def test_nothing_is_left_out_without_a_margin():
@@ -48,7 +48,10 @@ def test_shipped_tile_needs_five_whole_windows(config, features, up):
 def test_what_is_wanted_comes_out_as_if_all_were_computed(lead, rows, columns):
     image, t, noisy = torch.randn(1, 6, 384, 416), torch.tensor([0.4]), torch.randn(1, 2, 384, 416)
     extents = (Extent(*rows), Extent(*columns))
-    for network, stain in ((small_network(), noisy), (small_network(pixel_width=4, decoder_widths=(8, 8)), None)):
+    for network, stain in (
+        (small_network(), noisy),
+        (small_network(pixel_width=4, density_squares=(1, 3), decoder_width=8, decoder_depth=1), None),
+    ):
         with torch.inference_mode():
             whole = network(image, t, stain, lead=lead)
             inner = network(image, t, stain, lead=lead, wanted=extents)

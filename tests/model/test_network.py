@@ -71,7 +71,7 @@ def test_output_has_the_shape_of_the_stain(network, conditions):
 
 
 @pytest.mark.parametrize("t", [0.2, 1.0])
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, pixel_width=4, decoder_widths=(8, 12))])
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, pixel_width=4, decoder_width=8, decoder_depth=2)])
 def test_folded_inference_equals_the_plain_sum(t, config):
     """Without gradients modulation, gain and biases are folded; with them nothing is."""
     torch.manual_seed(0)

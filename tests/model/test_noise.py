@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
-from mupd_wsi.model.noise import philox4x32, slide_noise
+from mupd_wsi.model.noise import colored, philox4x32, reach, slide_noise, slide_noise_colored
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,42 @@ def test_noise_is_standard_normal():
     values = slide_noise(3, 10_000, 20_000, 4, 128, 128).ravel()
     assert stats.kstest(values, "norm").pvalue > 1e-3
     assert np.isfinite(values).all()
+
+
+BLURS = ((0.5, 0.9), (1.2, 1.0), (3.0, 3.6), (8.0, 4.1))
+
+
+def test_coloured_noise_is_the_same_wherever_the_rectangle_begins():
+    whole = slide_noise_colored(7, -64, 1000, 5, 80, 96, BLURS)
+    part = slide_noise_colored(7, -64 + 13, 1000 + 5, 5, 40, 50, BLURS)
+    np.testing.assert_allclose(part, whole[:, 5:45, 13:63], rtol=0, atol=1e-6)
+
+
+def test_coloured_noise_is_white_noise_under_gaussians():
+    """Against the sum of scipy's own Gaussian filters, each cut at three standard deviations."""
+    white = slide_noise(3, 0, 0, 2, 200, 220)
+    edge = reach(BLURS)
+    found = colored(white, BLURS)
+    plain = sum(
+        weight * ndimage.gaussian_filter(white, (0, s, s), radius=(0, math.ceil(3 * s), math.ceil(3 * s)))
+        for s, weight in BLURS
+    )[:, edge:-edge, edge:-edge]
+    assert found.shape == plain.shape
+    ratio = float((found * plain).sum() / (plain * plain).sum())
+    np.testing.assert_allclose(found, ratio * plain, rtol=0, atol=2e-6)
+
+
+def test_coloured_noise_has_unit_variance_and_the_spectrum_of_its_blurs():
+    smooth = BLURS[1:]  # a Gaussian of half a pixel is not one on a raster
+    noise = slide_noise_colored(5, 0, 0, 18, 512, 512, smooth)
+    assert noise.std() == pytest.approx(1.0, abs=0.02)
+    power = (np.abs(np.fft.rfft2(noise)) ** 2).mean(axis=0)
+    frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512))
+    wanted = sum(w * np.exp(-2 * (np.pi * s * frequency) ** 2) for s, w in smooth) ** 2
+    bands = np.digitize(frequency.ravel(), [1 / w for w in (64, 32, 16, 8, 4)])
+    found, expected = (np.bincount(bands, p.ravel(), minlength=6)[1:5] for p in (power, wanted))
+    np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), rtol=0.15)
+
+
+def test_without_blurs_noise_stays_white():
+    assert np.array_equal(slide_noise_colored(1, 2, 3, 4, 16, 16, ()), slide_noise(1, 2, 3, 4, 16, 16))
