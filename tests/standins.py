@@ -42,6 +42,10 @@ class StandInInfo:
     def __init__(self, mpp: float = 1.3, tile: int = 96, halo: int = 16) -> None:
         self.mpp, self.tile, self.halo = mpp, tile, halo
 
+    def halo_of(self, steps: int) -> int:
+        del steps
+        return self.halo
+
 
 class StandInStainer:
     """A network whose marker c is the darkness of colour c: what comes out tells where it came from."""

@@ -122,7 +122,7 @@ def prepare_job(
         channels=channels,
         scored=tuple(range(3)) if info.painted else _scored(channels, info.panel),
         windows=kept,
-        grid=TileGrid(output_size(slide.size, slide.mpp, info.mpp), region, info.tile, info.halo),
+        grid=_grid(output_size(slide.size, slide.mpp, info.mpp), region, info, options),
         recolor=recolor,
         tissue=look.tissue,
         tissue_fraction=fraction,
@@ -302,6 +302,12 @@ def _scored(channels: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
     nuclear = canonical(NUCLEAR_MARKER)
     others = tuple(place for place, c in enumerate(channels) if canonical(panel.names[c]) != nuclear)
     return others or tuple(range(len(channels)))
+
+
+def _grid(size: Size, region: Region, info: ModelInfo, options: StainOptions) -> TileGrid:
+    from mupd_wsi.model.stainer import tile_and_halo
+
+    return TileGrid(size, region, *tile_and_halo(info, _sampling(options)))
 
 
 def _sampling(options: StainOptions) -> SampleOptions:

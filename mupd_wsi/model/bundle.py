@@ -20,6 +20,7 @@ from mupd_wsi.errors import BundleError
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.config import NetworkConfig
+from mupd_wsi.model.extents import Extent, needs
 from mupd_wsi.model.noise import Blurs
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.normalising import StainProfile
@@ -29,6 +30,7 @@ CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 BUNDLED = Path(__file__).parent / "bundles"
 MAX_CARD_BYTES = 4 << 20
+MOST_WINDOWS = 2  # that a draw's halo is wider than a read-out's
 MAX_BLUR = 64  # px; noise is computed for three times as much around every tile
 
 
@@ -98,6 +100,25 @@ class ModelInfo:
     def period(self) -> int:
         """px by which the grid of tiles may be moved so that the network's attention windows stay where they are."""
         return self.network.window_px
+
+    def halo_of(self, steps: int) -> int:
+        """px on each side of a tile that are thrown away, so that tiles agree on what is drawn in so many steps.
+
+        A step sees ``network.decoder_reach`` px around a place, of features that in turn depend on what is around them:
+        a draw needs whole attention windows more than the read-out does. Of many steps the first matter little to the
+        last, and :data:`MOST_WINDOWS` are enough.
+
+        Args:
+            steps: of a draw; 0 is the read-out.
+        """
+        network, core, halo = self.network, self.tile - 2 * self.halo, self.halo
+        reach = steps * network.decoder_reach
+        for _ in range(MOST_WINDOWS):
+            seen = Extent(halo - reach, halo + core + reach)
+            if seen.start >= 0 and needs(network, core + 2 * halo, self.lead, seen).down[-1].start >= self.lead:
+                break
+            halo += network.window_px
+        return halo
 
     def __post_init__(self) -> None:
         channels = len(self.panel)

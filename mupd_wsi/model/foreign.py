@@ -97,6 +97,11 @@ class ForeignCard:
                 f"{self.name}: tile and halo must be multiples of {self.period} px, got {self.tile} and {self.halo}"
             )
 
+    def halo_of(self, steps: int) -> int:
+        """px on each side of a tile that are thrown away: of a model of others always the same."""
+        del steps
+        return self.halo
+
     @property
     def display_window(self) -> Mapping[str, tuple[tuple[float, float], ...]]:
         """The whole of the model's output range; it is read out, and cannot be drawn from."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.errors import SlideError
-from mupd_wsi.model.stainer import SampleOptions, Stainer
+from mupd_wsi.model.stainer import SampleOptions, Stainer, tile_and_halo
 from mupd_wsi.training.tiles import TilePlace
 
 GLASS = 245
@@ -67,7 +67,7 @@ def stain_tiles(
     stainer: Stainer, slide: SquareReader, places: tuple[TilePlace, ...], options: SampleOptions
 ) -> Iterator[NDArray[np.float32]]:
     """Intensities of whole tiles, (C, tile, tile), one a place, in the order of ``places``."""
-    halo, side = stainer.info.halo, stainer.info.tile
+    side, halo = tile_and_halo(stainer.info, options)
     core = side - 2 * halo
     for place in places:
         left, top = place.x * slide.tile, place.y * slide.tile
