@@ -32,6 +32,7 @@ from mupd_wsi.writers.staging import (
     remove,
     sync_file,
     sync_folder,
+    sync_together,
 )
 
 LOG: Final = "tiles.log"
@@ -119,9 +120,7 @@ class Work:
         self._ownership.require()
         with output_errors(place.output):
             place.publishing.touch()
-            for final in (place.preview, place.record):
-                sync_file(self.staged(final))
-            sync_folder(place.work)
+            sync_together([self.staged(final) for final in (place.preview, place.record)], place.work)
             for final in (place.preview, place.record):
                 move_file(self.staged(final), final, sync=False)
             move = move_folder if place.file_format == "ome-zarr" else move_file

@@ -6,7 +6,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def sync_file(path: Path) -> None:
     """Have the content of a closed file on the disk itself."""
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
+
+
+def sync_together(files: Sequence[Path], folder: Path) -> None:
+    """Have closed files and the names in a folder on the disk itself, all at once: it takes hardly longer than one."""
+    with ThreadPoolExecutor(len(files), "mupd-sync") as pool:
+        syncing = [pool.submit(sync_file, path) for path in files]
+        sync_folder(folder)
+        for one in syncing:
+            one.result()
 
 
 def move_file(temporary: Path, final: Path, *, sync: bool = True) -> None:
