@@ -1,4 +1,4 @@
-"""A model that costs next to nothing, as a folder for ``--model``: what a run takes, it then takes beside the network."""
+"""A model that costs next to nothing, as a folder for ``--model``: what a run takes is then what is not the network."""
 
 from __future__ import annotations
 

@@ -66,6 +66,13 @@ def sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def sync_all_below(folder: Path) -> None:
+    """Have the content of all files in a folder, however deep, on the disk itself; all are closed."""
+    for part in folder.rglob("*"):
+        if part.is_file():
+            sync_file(part)
+
+
 def sync_together(files: Sequence[Path], folder: Path) -> None:
     """Have closed files and the names in a folder on the disk itself, all at once: it takes hardly longer than one."""
     with ThreadPoolExecutor(len(files), "mupd-sync") as pool:
@@ -97,9 +104,7 @@ def move_folder(temporary: Path, final: Path, *, sync: bool = True) -> None:
         sync: have the files on the disk itself first; False where they are.
     """
     if sync:
-        for part in temporary.rglob("*"):
-            if part.is_file():
-                sync_file(part)
+        sync_all_below(temporary)
     aside = None
     if final.exists() or final.is_symlink():
         aside = temporary.with_name(hidden_sibling(final, REPLACED).name)
