@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -140,6 +142,26 @@ def test_a_run_that_was_stopped_while_it_gave_names_is_finished(slides: Path, tm
     assert run_batch(tasks_of(slides, out), out, BatchOptions(), events=crew).ok
     assert crew.stained == ["b.CD8.ome.tiff"]
     assert (out / "b.CD8.preview.png").exists()
+
+
+@pytest.mark.faults
+def test_a_disk_that_fills_up_is_named_and_the_rest_comes_later(slides: Path, small_disk: Callable[..., Path]) -> None:
+    disk = small_disk("3m")
+    out, filler = disk / "out", disk / "filler"
+
+    def fill(task: SlideTask) -> None:
+        if task.key.startswith("b"):
+            with suppress(OSError), filler.open("wb", buffering=0) as stream:
+                while stream.write(bytes(4096)):
+                    pass
+
+    with pytest.raises(OutputError, match=r"cannot write .*out.*: No space left on device"):
+        run_batch(tasks_of(slides, out), out, BatchOptions(), events=InPlace(fill))
+    filler.unlink()
+    result = run_batch(tasks_of(slides, out), out, BatchOptions(), events=InPlace())
+    assert result.ok
+    assert (result.done, result.skipped) == (2, 1)
+    assert (out / "summary.csv").read_text().count(",done,") == 3
 
 
 def test_retries_come_after_the_rest_and_not_for_what_lasts(slides: Path, tmp_path: Path) -> None:
