@@ -120,15 +120,18 @@ PARTS: dict[str, Callable[[Path, int], list[Figure]]] = {
     "height": height,
     "identity": identity,
     "tiny": batches.tiny,
+    "many": batches.many,
     "workers": batches.workers,
     "resume": resume,
 }
+#: Part that is measured where it is asked for alone.
+LONG = "many"
 
 
 def main() -> int:
     """Measure what was asked for, show it, keep it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all but {LONG})")
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each command")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
@@ -137,7 +140,7 @@ def main() -> int:
         sys.exit(f"benchmark: {DATA} is missing; see benchmarks/README.md")
     figures = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in arguments.parts or PARTS:
+        for part in arguments.parts or (name for name in PARTS if name != LONG):
             for figure in PARTS[part](Path(folder), arguments.runs):
                 figures.append(figure)
                 verdict = "kept" if figure.kept else "MISSED"

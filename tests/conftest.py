@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -109,3 +111,22 @@ def fluorescence_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _real(name: str) -> Path | None:
     path = REAL_SLIDES / name
     return path if path.is_file() else None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a small file system in memory; where that is not allowed there is nothing to test."""
+    mounted: list[Path] = []
+
+    def mount(size: str, *options: str) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "none", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("may not mount a file system here")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)

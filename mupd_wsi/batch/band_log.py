@@ -45,6 +45,9 @@ class BandLog:
 
     def __init__(self, work: Work, planned: Sequence[Region]) -> None:
         self._work: Final = work
+        for note in work.notes:
+            if "cut" in note:
+                work.take_back(work.folder / note["folder"])
         begun = [note for note in work.notes if "cut" in note and (work.folder / note["folder"]).is_dir()]
         self._begun = bool(begun)
         word = begun[-1]["folder"] if begun else f"{BANDS}{secrets.token_hex(4)}"

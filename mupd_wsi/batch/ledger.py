@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from mupd_wsi.batch.tasks import Outcome, SlideTask
 from mupd_wsi.errors import OutputError
+from mupd_wsi.writers.staging import output_errors
 
 PATTERN: Final = "batch*.jsonl"
 State = Literal["pending", "unfinished", "done", "failed"]
@@ -70,7 +71,7 @@ class SlideState:
 
 
 class Ledger:
-    """Appends to the log of one run.
+    """Appends to the log of one run; what cannot be written is an OutputError.
 
     Args:
         folder: of the batch; made where it is missing.
@@ -96,7 +97,7 @@ class Ledger:
         """A run begins, with these tasks."""
         self._write({"event": "run", "shard": shard.number, "shards": shard.count, "command": command})
         lines = [self._line({"event": "planned", "key": t.key, "slide": t.slide, "targets": t.targets}) for t in tasks]
-        os.write(self._handle, b"".join(lines))
+        self._put(b"".join(lines))
 
     def started(self, task: SlideTask) -> None:
         """A worker has begun with a task."""
@@ -124,7 +125,13 @@ class Ledger:
         os.close(self._handle)
 
     def _write(self, event: dict[str, Any]) -> None:
-        os.write(self._handle, self._line(event))
+        self._put(self._line(event))
+
+    def _put(self, content: bytes) -> None:
+        view = memoryview(content)
+        with output_errors(self.path):
+            while view:  # a disk that is nearly full takes a part
+                view = view[os.write(self._handle, view) :]
 
     @staticmethod
     def _line(event: dict[str, Any]) -> bytes:

@@ -30,9 +30,9 @@ from mupd_wsi.request import Progress, ProgressCallback, StainOptions, StainResu
 from mupd_wsi.writers import open_writer
 from mupd_wsi.writers.ngff import ZarrStore
 from mupd_wsi.writers.pyramid import TILE, PyramidCutter, halved
-from mupd_wsi.writers.sharing import FRAGMENTS, SharedImage, join_fragments
+from mupd_wsi.writers.sharing import SharedImage, join_fragments
 from mupd_wsi.writers.spec import ImageSpec
-from mupd_wsi.writers.staging import output_errors, remove
+from mupd_wsi.writers.staging import output_errors, remove, sync_all_below
 
 #: Attempts at a band whose worker fails, besides the first.
 RETRIES: Final = 2
@@ -93,8 +93,8 @@ def stain_on_cluster(
             }
             write_record(work.staged(job.place.record), details)
             with output_errors(job.place.output):
-                _complete(store, job, work.staged(job.place.output))
-            work.publish()
+                made = _complete(store, job, work.staged(job.place.output))
+            work.publish(made)
         place, size = job.place, job.spec.size
         return StainResult(place.output, place.preview, place.record, size, job.warnings, watch.total(), details)
 
@@ -232,20 +232,16 @@ def _finish_pyramid(store: ZarrStore, spec: ImageSpec) -> None:
         cutter.close()
 
 
-def _complete(store: ZarrStore, job: StainJob, staged: Path) -> None:
-    """Give the image the name that it is published from, or write it there in another format.
-
-    Last of all: from here on, an image that is OME-Zarr is no longer where a stopped run would look for it.
-    """
+def _complete(store: ZarrStore, job: StainJob, staged: Path) -> Path:
+    """Have the output whole and on the disk itself, and say where: as the workers' image lies, or in another format."""
     if job.place.file_format == "ome-zarr":
-        store.complete()
-        remove(staged / FRAGMENTS)
-        return
+        sync_all_below(store.folder)
+        return store.folder
     writer = open_writer(staged, job.spec, format=job.place.file_format)
     try:
         for rows, pixels in _level_0(store.folder, job.spec):
             writer.write(rows, pixels)
-        writer.finish()
+        return writer.finish()
     except BaseException:
         writer.abort()
         raise

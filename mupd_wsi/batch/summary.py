@@ -49,10 +49,13 @@ figure {{ margin: 0; padding: .5rem; border: 1px solid #ddd; }}
 figure img {{ width: 100%; height: auto; display: block; }}
 figcaption {{ overflow-wrap: anywhere; }}
 .warning {{ color: #8a5300; }}
+.failed td:nth-child(3) {{ color: #a40000; font-weight: bold; }}
+figure.doubtful {{ border-color: #d98c00; border-width: 2px; }}
 </style>
 <h1>{title}</h1>
-<p>{counts}. <strong>{notice}.</strong> The same as a table: <a href="summary.csv">summary.csv</a>.</p>
+<p>{counts}, as of {time}. <strong>{notice}.</strong> The same as a table: <a href="summary.csv">summary.csv</a>.</p>
 {missing}
+{shared}
 <main>
 {figures}
 </main>
@@ -134,32 +137,57 @@ def as_row(state: SlideState) -> dict[str, Any]:
 
 def as_html(summary: Summary, title: str) -> str:
     """The page. Whatever comes from outside is escaped; links are relative, so that the folder may be moved."""
-    done = [as_row(state) for state in summary.states if state.state == "done"]
+    done = [state for state in summary.states if state.state == "done"]
     others = [as_row(state) for state in summary.states if state.state != "done"]
+    shared = _shared_warnings(done)
     return _PAGE.format(
         title=html.escape(title),
-        counts=", ".join(f"{count} {name}" for name, count in summary.counts.items()),
+        counts=_counted(summary),
+        time=max((state.time for state in summary.states), default="")[:16].replace("T", " ") + " UTC",
         notice=NOTICE[0].upper() + NOTICE[1:],
         missing=_missing(others),
-        figures="\n".join(map(_figure, done)),
+        shared="\n".join(f'<p class="warning">All slides: {html.escape(warning)}.</p>' for warning in shared),
+        figures="\n".join(_figure(state, shared) for state in done),
     )
+
+
+def _counted(summary: Summary) -> str:
+    """``3 of 6 slides are stained, 2 failed, 1 unfinished``: what there is none of is not named."""
+    counts = summary.counts
+    others = [f"{count} {name}" for name, count in counts.items() if count and name != "done"]
+    return ", ".join([f"{counts['done']} of {len(summary.states)} slides are stained", *others])
+
+
+def _shared_warnings(done: Sequence[SlideState]) -> list[str]:
+    """What is said of all slides alike, of which there are several: it is said once."""
+    first, *rest = [state.facts.get("warnings") or () for state in done] or [()]
+    return [warning for warning in first if rest and all(warning in other for other in rest)]
 
 
 def _missing(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return ""
     lines = [
-        "<tr>" + "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in ("slide", "targets", "status", "reason"))
+        f'<tr class="{row["status"]}">'
+        + "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in ("slide", "targets", "status", "reason"))
         for row in rows
     ]
     head = "<tr><th>slide<th>targets<th>status<th>reason"
-    return "\n".join(["<table>", head, *lines, "</table>"])
+    advice = "<p>The same command goes on: stained slides are passed over, all others are tried again.</p>"
+    return "\n".join(["<table>", head, *lines, "</table>", advice])
 
 
-def _figure(row: dict[str, Any]) -> str:
+def _figure(state: SlideState, shared: Sequence[str]) -> str:
+    row = as_row(state)
     name = html.escape(f"{PurePosixPath(row['slide']).name}: {row['targets']}")
-    warnings = f'<br><span class="warning">{html.escape(row["warnings"])}</span>' if row["warnings"] else ""
+    own = "; ".join(warning for warning in state.facts.get("warnings") or () if warning not in shared)
+    links = " ".join(
+        f'<a href="{quote(row[what])}">{text}</a>' for what, text in (("output", "stained slide"), ("record", "record"))
+    )
     return (
-        f'<figure><a href="{quote(row["output"])}"><img loading="lazy" src="{quote(row["preview"])}" alt="{name}"></a>'
-        f'<figcaption>{name} <a href="{quote(row["record"])}">record</a>{warnings}</figcaption></figure>'
+        f"<figure{' class=doubtful' if own else ''}>"
+        f'<a href="{quote(row["preview"])}"><img loading="lazy" src="{quote(row["preview"])}" alt="{name}"></a>'
+        f"<figcaption>{name} {links}"
+        + (f'<br><span class="warning">{html.escape(own)}</span>' if own else "")
+        + "</figcaption></figure>"
     )

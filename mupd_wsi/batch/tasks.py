@@ -46,6 +46,7 @@ class Outcome:
         reason: why not, one line.
         trace: stack trace of an error that nobody expected; empty otherwise.
         lasting: the same request would fail in the same way.
+        broken: the device has failed, and this process cannot use it any more.
         seconds: that staining took.
         tiles: that the network has seen.
         tissue_fraction: of the stained area, 0-1.
@@ -56,6 +57,7 @@ class Outcome:
     reason: str = ""
     trace: str = ""
     lasting: bool = False
+    broken: bool = False
     seconds: float = 0.0
     tiles: int = 0
     tissue_fraction: float = 0.0

@@ -18,6 +18,9 @@ from mupd_wsi.writers.staging import remove
 if TYPE_CHECKING:
     from mupd_wsi.model import Stainer
 
+#: What torch says where a GPU has failed; memory that is full is told otherwise, and survived.
+DEVICE_WORDS: Final = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS")
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -82,7 +85,8 @@ class Worker:
             return Outcome(False, one_line(error), lasting=isinstance(error, LASTING))
         except Exception as error:  # a bug must not cost the other slides; the log gets its trace
             reason = f"unexpected {type(error).__name__}: {one_line(error)}"
-            return Outcome(False, reason, trace="".join(traceback.format_exception(error)))
+            broken = isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_WORDS)
+            return Outcome(False, reason, trace="".join(traceback.format_exception(error)), broken=broken)
 
     def close(self) -> None:
         """Let go of the model."""

@@ -53,7 +53,11 @@ def look_at(slide: Slide, mpp: float) -> SlideLook:
     probes = probe_places(tissue, output_size(slide.size, own, mpp), mpp) if guess.is_he else ()
     if not probes:
         return SlideLook(tissue, guess, None)
-    pixels = np.concatenate([slide.read(place, mpp).reshape(-1, 3) for place in probes])
+    if pitch == mpp:  # a small slide: its thumbnail shows the same pixels
+        squares = [thumbnail[place.y : place.bottom, place.x : place.right] for place in probes]
+    else:
+        squares = [slide.read(place, mpp) for place in probes]
+    pixels = np.concatenate([square.reshape(-1, 3) for square in squares])
     return SlideLook(tissue, guess, stain_profile(pixels, glass_color(thumbnail)))
 
 

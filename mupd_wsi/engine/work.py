@@ -32,6 +32,7 @@ from mupd_wsi.writers.staging import (
     remove,
     sync_file,
     sync_folder,
+    sync_together,
 )
 
 LOG: Final = "tiles.log"
@@ -106,26 +107,44 @@ class Work:
         kept = (self._replayed(index, job) for index in self._journal.indices())
         yield from merge(kept, (self._keep(core, job) for core in fresh), key=lambda core: core.index)
 
-    def publish(self) -> None:
+    def take_back(self, made: Path) -> None:
+        """Move an output back to where it was made, from the name that a run gave it that was stopped right then.
+
+        Nothing happens where something lies there, or where no such run has given the name.
+
+        Args:
+            made: as it was given to :meth:`publish`.
+        """
+        place = self._place
+        with output_errors(place.output):
+            if made.exists() or not place.publishing.exists() or not place.output.exists():
+                return
+            if place.publishing.read_bytes() == _identity(made, place.output):
+                place.output.rename(made)
+
+    def publish(self, made: Path | None = None) -> None:
         """Give preview, record and output, which lie complete under :meth:`staged`, their final names, the output last.
 
         All three and the mark are on the disk itself before the first gets its name, and the names before the mark
         goes: whatever a loss of power leaves of the names, the next run finds the mark and begins this again.
 
+        Args:
+            made: the output, where it lies under another name in :attr:`folder`.
+
         Raises:
             OutputError: the disk fails, or another process has taken over.
         """
         place = self._place
+        made = made or self.staged(place.output)
         self._ownership.require()
         with output_errors(place.output):
-            place.publishing.touch()
-            for final in (place.preview, place.record):
-                sync_file(self.staged(final))
-            sync_folder(place.work)
+            place.publishing.write_bytes(_identity(made, made))
+            staged = [self.staged(final) for final in (place.preview, place.record)]
+            sync_together([place.publishing, *staged], place.work)
             for final in (place.preview, place.record):
                 move_file(self.staged(final), final, sync=False)
             move = move_folder if place.file_format == "ome-zarr" else move_file
-            move(self.staged(place.output), place.output, sync=False)  # its writer has synced it
+            move(made, place.output, sync=False)  # its writer has synced it
             sync_folder(place.output.parent)
             # The mark and the log go in one step: a run that finds the mark finds the log, too.
             self._keeper.close()
@@ -216,6 +235,11 @@ class Keeper:
         with self._lock:
             if self.journal is not None:
                 self.journal.close()
+
+
+def _identity(made: Path, now: Path) -> bytes:
+    """What tells an output that was made under one name, and may have another one now."""
+    return f"{made.name} {now.stat().st_ino}".encode()
 
 
 def _taken_up(job: StainJob, options: StainOptions, facts: Mapping[str, Any]) -> Journal:

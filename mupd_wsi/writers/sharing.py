@@ -17,7 +17,7 @@ from mupd_wsi.writers.ngff import MISSING, encode_chunk, shard_index, shard_path
 from mupd_wsi.writers.pyramid import TILE, filled_up
 from mupd_wsi.writers.staging import move_file, sync_folder
 
-#: Folder inside the image's, until it is complete, for rows of shards that two writers share.
+#: What the name of the folder beside the image's ends in, for rows of shards that two writers share.
 FRAGMENTS: Final = ".rows"
 
 
@@ -34,6 +34,10 @@ class SharedImage:
     folder: Path
     height: int
     background: int
+
+    def fragments(self, row: int) -> Path:
+        """Where writers leave their parts of a shard that they share."""
+        return self.folder.with_name(self.folder.name + FRAGMENTS) / str(row)
 
 
 class RowWriter:
@@ -78,7 +82,7 @@ class RowWriter:
         if self._first == row * TILE and self._y == min((row + 1) * TILE, self._image.height):
             write_shard(self._image, row, pixels)
         else:
-            _write_fragment(self._image.folder, row, self._first, pixels)
+            _write_fragment(self._image, row, self._first, pixels)
         self._pieces, self._first = [], self._y
 
 
@@ -114,8 +118,7 @@ def join_fragments(image: SharedImage, row: int) -> None:
         OutputError: they are not all there.
         OSError: the disk is full or fails.
     """
-    folder = image.folder / FRAGMENTS / str(row)
-    files = sorted(folder.glob("*.npy"), key=lambda file: int(file.stem))
+    files = sorted(image.fragments(row).glob("*.npy"), key=lambda file: int(file.stem))
     pieces = [np.load(file, allow_pickle=False) for file in files]
     y, bottom = row * TILE, min((row + 1) * TILE, image.height)
     for file, piece in zip(files, pieces, strict=True):
@@ -125,10 +128,10 @@ def join_fragments(image: SharedImage, row: int) -> None:
     write_shard(image, row, np.concatenate(pieces, axis=1))
 
 
-def _write_fragment(folder: Path, row: int, first: int, pixels: NDArray[np.uint8]) -> None:
+def _write_fragment(image: SharedImage, row: int, first: int, pixels: NDArray[np.uint8]) -> None:
     content = io.BytesIO()
     np.save(content, pixels, allow_pickle=False)
-    _replace(folder, folder / FRAGMENTS / str(row) / f"{first}.npy", content.getvalue())
+    _replace(image.folder, image.fragments(row) / f"{first}.npy", content.getvalue())
 
 
 def _replace(image: Path, file: Path, content: bytes) -> None:

@@ -6,7 +6,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +66,22 @@ def sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def sync_all_below(folder: Path) -> None:
+    """Have the content of all files in a folder, however deep, on the disk itself; all are closed."""
+    for part in folder.rglob("*"):
+        if part.is_file():
+            sync_file(part)
+
+
+def sync_together(files: Sequence[Path], folder: Path) -> None:
+    """Have closed files and the names in a folder on the disk itself, all at once: it takes hardly longer than one."""
+    with ThreadPoolExecutor(len(files), "mupd-sync") as pool:
+        syncing = [pool.submit(sync_file, path) for path in files]
+        sync_folder(folder)
+        for one in syncing:
+            one.result()
+
+
 def move_file(temporary: Path, final: Path, *, sync: bool = True) -> None:
     """Give a finished file its final name, replacing what is there in one step: a crash leaves the old or the new.
 
@@ -87,9 +104,7 @@ def move_folder(temporary: Path, final: Path, *, sync: bool = True) -> None:
         sync: have the files on the disk itself first; False where they are.
     """
     if sync:
-        for part in temporary.rglob("*"):
-            if part.is_file():
-                sync_file(part)
+        sync_all_below(temporary)
     aside = None
     if final.exists() or final.is_symlink():
         aside = temporary.with_name(hidden_sibling(final, REPLACED).name)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +18,7 @@ from mupd_wsi.batch.matching import ModelFacts
 from mupd_wsi.batch.naming import plan_tasks
 from mupd_wsi.batch.tasks import Ended, Event, Feed, Outcome, SlideTask, Started
 from mupd_wsi.batch.work import Seat, Worker
-from mupd_wsi.request import StainOptions
+from mupd_wsi.request import ProgressCallback, StainOptions, StainResult
 
 FACTS = ModelFacts(PANEL, "0" * 64)
 
@@ -24,6 +28,35 @@ class StandInWorker(Worker):
 
     def _load(self) -> StandInStainer:  # type: ignore[override]
         return StandInStainer()
+
+
+class OnStandInDevice(StandInWorker):
+    """A worker that leaves a line about each slide: its device, process and cores; and fails where it is told to.
+
+    Args:
+        seat: of the worker; the model's name is the folder to write to. A file there with the device's name makes it
+            fail, and holds how: ``error`` or ``death``.
+    """
+
+    def __init__(self, seat: Seat) -> None:
+        super().__init__(seat)
+        self._own, self._folder = seat, Path(seat.model)
+
+    def _run(self, task: SlideTask, progress: ProgressCallback | None) -> StainResult:
+        told = {"device": self._own.device, "pid": os.getpid(), "cores": sorted(os.sched_getaffinity(0))}
+        with (self._folder / "told.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(told | {"key": task.key}) + "\n")
+        while self._own.device == "cuda:0" and (self._folder / "cuda:1").exists() and self._told("cuda:1") < 3:
+            time.sleep(0.02)  # or it would have done all while the other one starts
+        fault = self._folder / self._own.device
+        if fault.exists():
+            if fault.read_text() == "death":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+        return super()._run(task, progress)
+
+    def _told(self, device: str) -> int:
+        return (self._folder / "told.jsonl").read_text(encoding="utf-8").count(f'"{device}"')
 
 
 class InPlace:

@@ -11,14 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import doubles
 import pytest
-from doubles import make_slides
+from doubles import FACTS, OnStandInDevice, make_slides
 from standins import he_texture, save_slide
 
+from mupd_wsi.batch import running
+from mupd_wsi.batch.crew import MAX_FAILURES, crew_events
 from mupd_wsi.batch.inputs import find_slides
 from mupd_wsi.batch.naming import plan_tasks
-from mupd_wsi.batch.running import BatchOptions, model_facts, run_batch
+from mupd_wsi.batch.running import BatchOptions, BatchResult, model_facts, run_batch
 from mupd_wsi.batch.tasks import BatchProgress, SlideTask
 from mupd_wsi.batch.work import seats
 from mupd_wsi.pipeline import stain_slide
@@ -70,6 +74,68 @@ def test_seats_share_the_cores_without_a_rest(devices: list[str], jobs: int, exp
         assert sorted(core for seat in found for core in seat.cores) == cores
         assert all(seat.threads == len(seat.cores) for seat in found)
     assert [seat.device for seat in found][: len(devices)] == devices
+
+
+class Devices:
+    """A batch on stand-ins of two GPUs, and what these tell of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.slides = make_slides(folder / "in", [f"{name}.png" for name in "abcdefgh"])
+        self.out = folder / "out"
+
+    def run(self, devices: list[str], **options: Any) -> BatchResult:
+        places = seats(str(self.folder), devices, 1, 1)
+        chosen = BatchOptions(devices=tuple(devices), **options)
+        tasks = doubles.tasks_of(self.slides, self.out)
+        return run_batch(tasks, self.out, chosen, events=lambda feed: crew_events(feed, places, OnStandInDevice))
+
+    def told(self) -> dict[str, list[dict[str, Any]]]:
+        lines = [json.loads(line) for line in (self.folder / "told.jsonl").read_text().splitlines()]
+        return {device: [line for line in lines if line["device"] == device] for device in ("cuda:0", "cuda:1")}
+
+
+@pytest.fixture
+def on_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Devices:
+    monkeypatch.setattr(running, "model_facts", lambda *_, **__: FACTS)
+    return Devices(tmp_path)
+
+
+def test_each_device_has_one_process_with_its_own_cores(on_devices: Devices) -> None:
+    assert on_devices.run(["cuda:0", "cuda:1"]).done == 8
+    told = on_devices.told()
+    assert all(len({line["pid"] for line in lines}) == 1 for lines in told.values())
+    assert sorted(line["key"] for lines in told.values() for line in lines) == [f"{n}.CD8.ome.tiff" for n in "abcdefgh"]
+    first, second = (set(lines[0]["cores"]) for lines in told.values())
+    assert not first & second or len(os.sched_getaffinity(0)) == 1
+
+
+@pytest.mark.parametrize("how", ["error", pytest.param("death", marks=pytest.mark.faults)])
+def test_a_device_that_fails_costs_a_few_attempts_and_is_left_out(how: str, on_devices: Devices) -> None:
+    (on_devices.folder / "cuda:1").write_text(how)
+    first = on_devices.run(["cuda:0", "cuda:1"])
+    assert (first.done, len(first.failed)) == (8 - MAX_FAILURES, MAX_FAILURES)
+    reasons = [failure.reason for failure in first.failed]
+    assert all(("uncorrectable ECC" if how == "error" else "SIGKILL") in reason for reason in reasons)
+    assert ["cuda:1 has failed" in reason for reason in reasons] == [False] * (MAX_FAILURES - 1) + [True]
+    lines = on_devices.told()["cuda:1"]
+    assert len({line["pid"] for line in lines}) == len(lines) == MAX_FAILURES  # a fresh process after each
+
+
+@pytest.mark.faults
+def test_what_a_broken_device_has_failed_is_tried_again_on_the_others(on_devices: Devices) -> None:
+    (on_devices.folder / "cuda:1").write_text("error")
+    assert on_devices.run(["cuda:0", "cuda:1"], retry=1).ok
+    assert len(on_devices.told()["cuda:1"]) == MAX_FAILURES
+
+
+def test_the_only_device_fails_and_every_slide_is_named(on_devices: Devices) -> None:
+    (on_devices.folder / "cuda:0").write_text("error")
+    for slide in sorted(on_devices.slides.iterdir())[2:]:
+        slide.unlink()
+    result = on_devices.run(["cuda:0"])
+    assert (result.done, len(result.failed)) == (0, 2)
+    assert all("ECC" in failure.reason and "left out" not in failure.reason for failure in result.failed)
 
 
 def batch(here: Path, *arguments: str | Path) -> subprocess.Popen[str]:

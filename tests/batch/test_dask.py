@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 import zarr
 from doubles import make_slides
 from standins import he_texture, save_slide
 
-from mupd_wsi.batch.cluster import read_cluster_file
+from mupd_wsi.batch.cluster import opened_client, read_cluster_file, thread_count
 from mupd_wsi.cli.app import run
 from mupd_wsi.errors import UsageError
 from mupd_wsi.pipeline import stain_slide
@@ -145,6 +147,48 @@ def test_a_batch_on_a_running_cluster(loopback: Loopback, tmp_path: Path) -> Non
     values = json.loads(done.stdout)
     assert (done.returncode, values["done"], values["left"]) == (1, 3, 0), done.stderr
     assert [Path(failure["slide"]).name for failure in values["failed"]] == ["bad.png"]
+
+
+#: In place of a batch system's own command: runs the script, which comes as a file or on standard input, at once.
+SUBMIT = """#!/bin/sh
+for script; do :; done
+[ -f "$script" ] && cp "$script" {folder}/job.sh || cat > {folder}/job.sh
+setsid bash {folder}/job.sh > {folder}/job.txt 2>&1 &
+echo "Submitted batch job <$!>"
+"""
+CANCEL = """#!/bin/sh
+for number; do :; done
+echo "$number" >> {folder}/cancelled
+kill -- "-$number"
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("engine", "submit", "cancel", "wanted"),
+    [
+        ("slurm", "sbatch", "scancel", "#SBATCH -p gpu"),
+        ("pbs", "qsub", "qdel", "#PBS -q gpu"),
+        ("sge", "qsub", "qdel", "#$ -q gpu"),
+        ("lsf", "bsub", "bkill", "#BSUB -q gpu"),
+    ],
+)
+def test_a_batch_system_is_asked_for_workers_and_they_are_given_back(
+    engine: str, submit: str, cancel: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in ((submit, SUBMIT), (cancel, CANCEL)):
+        (tmp_path / name).write_text(text.format(folder=tmp_path))
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    asked = {"engine": engine, "jobs": 1, "cores": 1, "memory": "2GB", "queue": "gpu", "walltime": "00:10"}
+    asked |= {"log_directory": str(tmp_path)} | ({"lsf_units": "mb", "use_stdin": True} if engine == "lsf" else {})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(asked))
+    with opened_client(str(tmp_path / "c.yaml")) as client:
+        assert thread_count(client) == 1
+        worker = client.submit(os.getpid).result(timeout=60)
+        assert worker != os.getpid()
+    assert wanted in (tmp_path / "job.sh").read_text()
+    assert (tmp_path / "cancelled").exists()
 
 
 def test_no_cluster_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], cmu_slide: Path) -> None:

@@ -123,9 +123,10 @@ def test_a_slide_from_s3_to_s3(ending: str, bucket: Bucket, tmp_path: Path) -> N
     assert record["slide_source"]["size"] == str((slides / "a.png").stat().st_size)
     assert record["output"]["path"] == values["output"]
     assert (tmp_path / "out" / "a.preview.png").read_bytes().startswith(b"\x89PNG")
-    _, shown = mupd(*arguments, here=tmp_path, environment=bucket.environment, code=3)
-    assert "--overwrite" in shown
-    mupd(*arguments, "--overwrite", here=tmp_path, environment=bucket.environment)
+    if ending == ".ome.tiff":
+        _, shown = mupd(*arguments, here=tmp_path, environment=bucket.environment, code=3)
+        assert "--overwrite" in shown
+        mupd(*arguments, "--overwrite", here=tmp_path, environment=bucket.environment)
 
 
 def test_a_batch_from_s3_to_s3_does_nothing_twice(bucket: Bucket, tmp_path: Path) -> None:
@@ -139,11 +140,10 @@ def test_a_batch_from_s3_to_s3_does_nothing_twice(bucket: Bucket, tmp_path: Path
     assert (first["done"], first["skipped"], [f["slide"] for f in first["failed"]]) == (2, 0, [f"{base}/in/bad.png"])
     before = bucket.keys()
     assert {"out/a.CD8.ome.tiff", "out/b.CD8.preview.png", "out/summary.csv", "out/batch.jsonl"} <= set(before)
-    second, _ = mupd(*arguments, here=tmp_path, environment=bucket.environment, code=1)
-    assert (second["done"], second["skipped"]) == (0, 2)
     bucket.put("in/bad.png", (slides / "a.png").read_bytes())
-    third, _ = mupd(*arguments, here=tmp_path, environment=bucket.environment)
-    assert (third["done"], third["skipped"]) == (1, 2)
+    second, _ = mupd(*arguments, here=tmp_path, environment=bucket.environment)
+    assert (second["done"], second["skipped"]) == (1, 2)
+    assert all(bucket.keys()[name] == size for name, size in before.items() if name.startswith("out/a."))
     state, _ = mupd("status", f"{base}/out", here=tmp_path, environment=bucket.environment)
     assert state["counts"]["done"] == 3
     bucket.put("in/a.png", (slides / "b.png").read_bytes())

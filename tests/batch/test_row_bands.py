@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,19 @@ from standins import StandInStainer, he_texture, save_slide
 from mupd_wsi.batch import bands, one_slide
 from mupd_wsi.batch.bands import split
 from mupd_wsi.batch.one_slide import stain_on_cluster
+from mupd_wsi.engine import work
 from mupd_wsi.engine.resources import opened_job
 from mupd_wsi.errors import ClusterError, OutputError
 from mupd_wsi.geometry import Region, Size
 from mupd_wsi.pipeline import stain_slide
-from mupd_wsi.request import Progress, StainOptions
+from mupd_wsi.request import Progress, StainOptions, StainResult
 from mupd_wsi.tiling import TileGrid
 from mupd_wsi.validation import validate_slide
 from mupd_wsi.writers.pyramid import TILE
 from mupd_wsi.writers.sharing import SharedImage, join_fragments
 
 OPTIONS = StainOptions(mpp=1.3, style="mif")
+OneProcess = Callable[[int, int, str], StainResult]
 
 
 class DoneFuture:
@@ -170,6 +173,30 @@ class Stop(Exception):  # noqa: N818
     """Stands for whatever ends a client."""
 
 
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> OneProcess:
+    """What one process makes of a slide, given by height, width and ending."""
+
+    @cache
+    def made(height: int, width: int, ending: str) -> StainResult:
+        folder = tmp_path_factory.mktemp("alone")
+        slide = save_slide(folder / "s.png", he_texture(height, width))
+        return stain_slide(slide, "all", model=StandInStainer(tile=160), output=folder / f"a{ending}", options=OPTIONS)
+
+    return made
+
+
+def fatal(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Ends a run where it is called; not the thread that syncs the log by the clock."""
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            raise Stop
+        return function(*arguments, **keywords)
+
+    return call
+
+
 def stopped(slide: Path, output: Path, after: int, **keywords: Any) -> int:
     """A run that ends when some bands are there; returns the tiles of these."""
     told: list[Progress] = []
@@ -186,9 +213,9 @@ def stopped(slide: Path, output: Path, after: int, **keywords: Any) -> int:
 
 @pytest.mark.parametrize("ending", [".ome.zarr", ".ome.tiff"])
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_client_that_was_stopped_goes_on(ending: str, after: int, tmp_path: Path) -> None:
+def test_a_client_that_was_stopped_goes_on(ending: str, after: int, one_process: OneProcess, tmp_path: Path) -> None:
     slide = save_slide(tmp_path / "s.png", he_texture(2100, 200))
-    alone = stain_slide(slide, "all", model=StandInStainer(tile=160), output=tmp_path / f"a{ending}", options=OPTIONS)
+    alone = one_process(2100, 200, ending)
     output = tmp_path / f"b{ending}"
     tiles = stopped(slide, output, after)
     assert 0 < tiles < alone.details["tiles"]["stained"]
@@ -205,9 +232,9 @@ def test_a_client_that_was_stopped_goes_on(ending: str, after: int, tmp_path: Pa
 
 @pytest.mark.parametrize("stage", ["save_preview", "_finish_pyramid", "write_record", "_complete"])
 def test_a_client_that_was_stopped_at_the_end_stains_nothing(
-    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, one_process: OneProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slide = save_slide(tmp_path / "s.png", he_texture(2100, 700))
+    slide = save_slide(tmp_path / "s.png", he_texture(1300, 600))
     output, client = tmp_path / "b.ome.zarr", HereClient()
 
     def stop(*_: Any) -> None:
@@ -219,14 +246,54 @@ def test_a_client_that_was_stopped_at_the_end_stains_nothing(
             stain_on_cluster(slide, "all", HereClient(), output=output, options=OPTIONS)
     together = stain_on_cluster(slide, "all", client, output=output, options=OPTIONS)
     assert client.bands == 0
-    alone = stain_slide(slide, "all", model=StandInStainer(tile=160), output=tmp_path / "a.ome.zarr", options=OPTIONS)
+    alone = one_process(1300, 600, ".ome.zarr")
     assert all(map(np.array_equal, levels(alone.output), levels(together.output)))
     assert alone.preview.read_bytes() == together.preview.read_bytes()
 
 
-def test_a_band_whose_notes_are_damaged_is_stained_again(tmp_path: Path) -> None:
-    slide = save_slide(tmp_path / "s.png", he_texture(2100, 200))
-    alone = stain_slide(slide, "all", model=StandInStainer(tile=160), output=tmp_path / "a.ome.zarr", options=OPTIONS)
+@pytest.mark.parametrize("name", ["move_file", "move_folder", "sync_folder"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_client_that_was_stopped_while_names_were_given_stains_nothing(
+    name: str, overwrite: bool, one_process: OneProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any name is given, before the output's, and after it; also where an old output is replaced."""
+    slide = save_slide(tmp_path / "s.png", he_texture(1300, 600))
+    output, client = tmp_path / "b.ome.zarr", HereClient()
+    if overwrite:
+        stain_on_cluster(slide, "CD8", HereClient(), output=output, options=OPTIONS)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mupd_wsi.engine.work.{name}", fatal(getattr(work, name)))
+        with pytest.raises(Stop):
+            stain_on_cluster(slide, "all", HereClient(), output=output, options=replace(OPTIONS, overwrite=overwrite))
+    together = stain_on_cluster(slide, "all", client, output=output, options=OPTIONS)
+    assert client.bands == 0
+    alone = one_process(1300, 600, ".ome.zarr")
+    assert all(map(np.array_equal, levels(alone.output), levels(together.output)))
+    assert alone.preview.read_bytes() == together.preview.read_bytes()
+    assert validate_slide(output).ok
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_what_somebody_else_has_put_there_meanwhile_is_not_taken_for_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, output = save_slide(tmp_path / "s.png", he_texture(2100, 200)), tmp_path / "b.ome.zarr"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mupd_wsi.engine.work.sync_folder", fatal(work.sync_folder))
+        with pytest.raises(Stop):
+            stain_on_cluster(slide, "all", HereClient(), output=output, options=OPTIONS)
+    output.rename(tmp_path / "c.ome.zarr")
+    output.mkdir()
+    client = HereClient()
+    stain_on_cluster(slide, "all", client, output=output, options=OPTIONS)
+    assert client.bands == 4
+    assert validate_slide(output).ok
+
+
+def test_a_band_whose_notes_are_damaged_is_stained_again(one_process: OneProcess, tmp_path: Path) -> None:
+    slide, alone = save_slide(tmp_path / "s.png", he_texture(2100, 200)), one_process(2100, 200, ".ome.zarr")
     stopped(slide, tmp_path / "b.ome.zarr", 4)
     for part in (tmp_path / ".b.mupd-part").glob("bands-*.npz"):
         part.write_bytes(part.read_bytes()[:100])

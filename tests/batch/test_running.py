@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,9 +15,9 @@ from doubles import FACTS, InPlace, make_slides, tasks_of
 from standins import he_texture, save_slide
 
 from mupd_wsi.batch import fetching, running
-from mupd_wsi.batch.ledger import Shard
+from mupd_wsi.batch.ledger import Shard, SlideState
 from mupd_wsi.batch.running import BatchOptions, BatchResult, run_batch
-from mupd_wsi.batch.summary import summarise
+from mupd_wsi.batch.summary import Summary, as_html, summarise
 from mupd_wsi.batch.tasks import BatchProgress, Outcome, SlideTask
 from mupd_wsi.errors import OutputError
 
@@ -142,6 +144,26 @@ def test_a_run_that_was_stopped_while_it_gave_names_is_finished(slides: Path, tm
     assert (out / "b.CD8.preview.png").exists()
 
 
+@pytest.mark.faults
+def test_a_disk_that_fills_up_is_named_and_the_rest_comes_later(slides: Path, small_disk: Callable[..., Path]) -> None:
+    disk = small_disk("3m")
+    out, filler = disk / "out", disk / "filler"
+
+    def fill(task: SlideTask) -> None:
+        if task.key.startswith("b"):
+            with suppress(OSError), filler.open("wb", buffering=0) as stream:
+                while stream.write(bytes(4096)):
+                    pass
+
+    with pytest.raises(OutputError, match=r"cannot write .*out.*: No space left on device"):
+        run_batch(tasks_of(slides, out), out, BatchOptions(), events=InPlace(fill))
+    filler.unlink()
+    result = run_batch(tasks_of(slides, out), out, BatchOptions(), events=InPlace())
+    assert result.ok
+    assert (result.done, result.skipped) == (2, 1)
+    assert (out / "summary.csv").read_text().count(",done,") == 3
+
+
 def test_retries_come_after_the_rest_and_not_for_what_lasts(slides: Path, tmp_path: Path) -> None:
     out, tries = tmp_path / "out", {"a.CD8.ome.tiff": 2}
 
@@ -219,6 +241,20 @@ class Page(HTMLParser):
         self.text += data
 
 
+def test_the_page_says_once_what_holds_for_all_and_marks_the_others(tmp_path: Path) -> None:
+    states = [
+        SlideState(f"{name}.ome.tiff", f"{name}.svs", ("CD8",), "done", "", "2026-01-02T03:04:05.678+00:00", 1, facts)
+        for name, facts in (("a", {"warnings": ["weak"]}), ("b", {"warnings": ["pale", "weak"]}))
+    ]
+    text = as_html(Summary(tuple(states), tmp_path, tmp_path), "t")
+    assert (text.count("weak"), text.count("pale")) == (1, 1)
+    assert text.index("class=doubtful") < text.index("b.svs") < text.index("pale")
+    assert "2 of 2 slides are stained, as of 2026-01-02 03:04 UTC." in text
+    alone = as_html(Summary((states[0],), tmp_path, tmp_path), "t")
+    assert "class=doubtful" in alone
+    assert "All slides" not in alone
+
+
 def test_the_page_shows_all_previews_and_runs_nothing(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>&'\" #1%20"
     slides = make_slides(tmp_path / "in", [f"{evil.replace('/', '')}.png", "ü.png"])
@@ -229,7 +265,7 @@ def test_the_page_shows_all_previews_and_runs_nothing(tmp_path: Path) -> None:
     assert "script" not in page.tags | {"b", "i"} - page.tags
     assert not {"script", "b", "i"} & page.tags
     assert "<b>.png" in page.text
-    assert len([link for link in page.links if link.endswith(".preview.png")]) == 2
+    assert len({link for link in page.links if link.endswith(".preview.png")}) == 2
     for link in page.links:
         assert "://" not in link
         assert (out / unquote(link)).exists(), link

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shutil
 import signal
@@ -13,14 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from doubles import make_slides
-from standins import he_texture, save_slide
+from standins import he_texture, levels_of, save_slide
 
 from mupd_wsi.batch.ledger import read_states
 from mupd_wsi.batch.slurm import ArrayJob, array_script
 from mupd_wsi.cli.app import run
 from mupd_wsi.errors import UsageError
+from mupd_wsi.pipeline import stain_slide
+from mupd_wsi.request import StainOptions
 
 SLURM = [shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("slurmctld", "slurmd", "munged")]
 #: What the big slide takes long enough for: to be stopped in the middle.
@@ -212,6 +216,32 @@ def test_a_real_slurm_runs_stops_and_requeues_the_tasks(
     wait_until(lambda: asked(cluster, "squeue", "-h") == "")
     assert states(tmp_path) == ["done"] * 3
     assert "out of time" in (tmp_path / f"mupd-wsi-{number}_1.txt").read_text()
+
+
+@pytest.mark.faults
+def test_one_slide_on_workers_that_a_real_slurm_starts(tmp_path: Path, cluster: dict[str, str]) -> None:
+    """By way of dask-jobqueue: the workers are a SLURM job, which is over when the slide is done."""
+    slide = save_slide(tmp_path / "s.png", he_texture(1700, 280))
+    (tmp_path / "c.yaml").write_text(
+        f"engine: slurm\njobs: 1\ncores: 2\nmemory: 4GB\nwalltime: '00:10:00'\nlog_directory: {tmp_path}\n"
+        f"job_directives_skip: ['--mem']\njob_script_prologue: ['cd {tmp_path}']\n"
+    )
+    words = ["stain", str(slide), "--target", "CD8", *SLOW]
+    command = [sys.executable, "-m", "mupd_wsi", *words]
+    done = subprocess.run(
+        [*command, "--cluster", "c.yaml", "-o", "a.ome.zarr", "--json"],
+        env=cluster,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["details"]["cluster"]["threads"] >= 1
+    wait_until(lambda: asked(cluster, "squeue", "-h") == "")
+    alone = stain_slide(slide, "CD8", output=tmp_path / "b.ome.zarr", options=StainOptions(mpp=1.3, tissue_mask=False))
+    for one, other in zip(levels_of(tmp_path / "a.ome.zarr"), levels_of(alone.output), strict=True):
+        assert np.array_equal(one, other)
 
 
 def at_work(folder: Path) -> str:

@@ -6,8 +6,9 @@ import numpy as np
 
 from mupd_wsi.engine.looking import PROBES, look_at, probe_places
 from mupd_wsi.geometry import Region, Size, output_size
+from mupd_wsi.normalising import stain_profile
 from mupd_wsi.slides import open_slide
-from mupd_wsi.tissue import TissueMask
+from mupd_wsi.tissue import TissueMask, glass_color
 
 
 def test_probes_lie_on_tissue_and_are_spread():
@@ -41,6 +42,15 @@ def test_pale_biopsy_is_weaker_than_the_dense_section(cmu_slide, eas2_slide):
             assert look.staining is not None
             strengths.append(look.staining.strength[0])
     assert strengths[0] < 1.2 * strengths[1]
+
+
+def test_the_thumbnail_of_a_small_slide_gives_what_reading_it_again_gives(synthetic_slide):
+    with open_slide(synthetic_slide(1300, 900, 0.5)) as slide:
+        look, size = look_at(slide, 1.3), Size(*_whole(slide))
+        read = [slide.read(place, 1.3) for place in probe_places(look.tissue, size, 1.3)]
+        white = glass_color(slide.read(Region(0, 0, size.width, size.height), 1.3))
+    assert look.staining is not None
+    assert look.staining == stain_profile(np.concatenate([one.reshape(-1, 3) for one in read]), white)
 
 
 def test_fluorescence_has_no_staining(fluorescence_slide):

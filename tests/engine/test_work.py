@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from standins import StandInStainer, he_texture, levels_of, save_slide
 
+from mupd_wsi.engine.journal import Journal
 from mupd_wsi.errors import OutputError
 from mupd_wsi.pipeline import Progress, StainOptions, stain_slide
 from mupd_wsi.request import StainResult
@@ -197,6 +199,48 @@ def test_a_manifest_that_a_power_cut_has_emptied_is_written_anew(left: bytes, sl
     (tmp_path / ".p.mupd-part" / "manifest.json").write_bytes(left)
     other = StainOptions(mpp=0.51, style="mif", tissue_mask=False)
     assert run(slide, tmp_path / "p.ome.tiff", options=other).details["tiles"]["resumed"] == 0
+
+
+def test_a_disk_that_fails_when_it_is_synced_ends_the_run_and_work_is_kept(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log's thread hears of it; what the disk has is gone on with."""
+    keepers: list[Any] = []
+
+    class Kept(_work().Keeper):  # type: ignore[misc]
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            keepers.append(self)
+
+    def fail(progress: Progress) -> None:
+        if progress.done == 9:
+            monkeypatch.setattr("os.fsync", _raiser(OSError(errno.EIO, "Input/output error")))
+            keepers[0].sync()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mupd_wsi.engine.work.Keeper", Kept)
+        with pytest.raises(OutputError, match="Input/output error"):
+            run(slide, tmp_path / "o.ome.tiff", StandInStainer(batch_size=1), progress=fail)
+    monkeypatch.undo()
+    monkeypatch.setattr("mupd_wsi.pipeline.save_preview", lambda path, *_: path.touch())
+    assert run(slide, tmp_path / "o.ome.tiff").details["tiles"]["resumed"] >= 5
+
+
+def test_the_log_reaches_the_disk_after_the_manifest_it_is_judged_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name))
+    keeper = _work().Keeper(tmp_path)
+    keeper.sync()  # nothing to sync yet
+    (tmp_path / "manifest.json").touch()
+    keeper.journal = Journal(tmp_path / "tiles.log", b"k" * 32)
+    keeper.sync()
+    keeper.sync()
+    assert synced == ["manifest.json", tmp_path.name, "tiles.log", "tiles.log"]
+    keeper.close()
+    keeper.sync()
+    assert len(synced) == 4
 
 
 @pytest.mark.parametrize("name", ["o.ome.tiff", "o.ome.zarr"])

@@ -78,7 +78,7 @@ def _watched(
     def call(*arguments: Any, **keywords: Any) -> Any:
         if own == "pyramid" and arguments[1].level == 0:
             return function(*arguments, **keywords)
-        if function is FSYNC and threading.current_thread() is not threading.main_thread():
+        if function is FSYNC and threading.current_thread().name == "mupd-beat":
             return function(*arguments, **keywords)  # comes by the clock, not by the work
         calls[own] += 1
         dies = deadly and calls[own] > at

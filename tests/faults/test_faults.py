@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +45,6 @@ def level0(path: Path) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------- disks
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a small file system in memory; where that is not allowed there is nothing to test."""
-    mounted: list[Path] = []
-
-    def mount(size: str, *options: str) -> Path:
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "none", str(place)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("may not mount a file system here")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.mark.parametrize("name", ["o.ome.tiff", pytest.param("o.ome.zarr", marks=pytest.mark.faults)])
