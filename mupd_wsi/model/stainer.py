@@ -19,9 +19,10 @@ from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.geometry import Region
 from mupd_wsi.model.bundle import ModelInfo, read_info, read_weights
 from mupd_wsi.model.extents import Extent
-from mupd_wsi.model.features import image_features
+from mupd_wsi.model.features import features_of
 from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
 from mupd_wsi.model.memory import BatchWidth
+from mupd_wsi.model.narrowing import narrowed
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise
 from mupd_wsi.request import Readout
@@ -90,6 +91,7 @@ class Stainer:
         self.info, self.device, self.precision = info, device, precision
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._network = network.eval().requires_grad_(False).to(device).as_precision(self._dtype)
+        self._narrowed: dict[tuple[int, ...], MuPDNetwork] = {}
         self._threads: ThreadPoolExecutor | None = None
         if device == "cpu":
             self.batch_size = batch_size or min(MAX_CPU_THREADS, usable_cores())
@@ -225,30 +227,43 @@ class Stainer:
         wanted: Wanted,
     ) -> Iterator[Tensor]:
         """Intensities of one channel after the other, (B, H, W) each: one fits the processor's cache, all do not."""
+        places = wanted.channels
         if options.readout == "mean":
-            x0 = read_out(self._predictor(rgb, (wanted.rows, wanted.columns)), len(rgb), torch.device(self.device))
+            network, places = self._for(wanted.channels)
+            predict = self._predictor(rgb, (wanted.rows, wanted.columns), network)
+            x0 = read_out(predict, len(rgb), torch.device(self.device))
         else:
             noise = self._noise(rgb.shape, origins, options.seed)
             *_, x0 = euler_states(self._predictor(rgb), noise, self._steps(options), self.info.time_shift)
             rows, columns = wanted.rows, wanted.columns
             x0 = x0[:, :, rows.start : rows.stop, columns.start : columns.stop]
-        for channel in wanted.channels:
-            yield self._intensity(x0[:, channel], channel, options.readout)
+        for place, channel in zip(places, wanted.channels, strict=True):
+            yield self._intensity(x0[:, place], channel, options.readout)
 
-    def _predictor(self, rgb: NDArray[np.uint8], part: tuple[Extent, Extent] | None = None) -> PredictX0:
+    def _for(self, channels: tuple[int, ...]) -> tuple[MuPDNetwork, tuple[int, ...]]:
+        """The network that reads out what is wanted, and where in its answer that stands."""
+        if not self.info.network.pixel_width or len(channels) == len(self.info.panel):
+            return self._network, channels
+        if channels not in self._narrowed:  # made twice, if two threads come here first: the same both times
+            self._narrowed[channels] = narrowed(self._network, channels)
+        return self._narrowed[channels], tuple(range(len(channels)))
+
+    def _predictor(
+        self, rgb: NDArray[np.uint8], part: tuple[Extent, Extent] | None = None, network: MuPDNetwork | None = None
+    ) -> PredictX0:
         """The network with the H&E of tiles bound to it, and what is wanted of them."""
-        pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
-        image = image_features(pixels).to(self._dtype)
+        network = network or self._network
+        image = features_of(rgb, self.device).to(self._dtype)
         lead = self.info.lead // self.info.network.trunk_stride
         features: list[Tensor] = []  # of the H&E, which a draw's steps share
 
         def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
             if noisy is None or not self.info.network.pixel_width:
                 noisy = None if noisy is None else noisy.to(self._dtype)
-                return plain(self._network(image, t, noisy, lead=lead, wanted=part))
+                return plain(network(image, t, noisy, lead=lead, wanted=part))
             if not features:
-                features.append(self._network.features(image, torch.ones_like(t), lead=lead))
-            return plain(self._network.decode(features[0], image, t, noisy))
+                features.append(network.features(image, torch.ones_like(t), lead=lead))
+            return plain(network.decode(features[0], image, t, noisy))
 
         def plain(x0: Tensor) -> Tensor:
             return x0.float().contiguous()
@@ -308,9 +323,13 @@ def resolve_device(device: str) -> str:
 
 
 def computes_in_bf16(device: str) -> bool:
-    """Whether bf16 is computed in hardware: elsewhere it is emulated and slower than fp32."""
+    """Whether bf16 is faster than fp32 there.
+
+    Of processors those with tiles of matrices (AMX): avx512_bf16 alone multiplies half as fast as fp32 does
+    (docs/decisions/0004), and elsewhere bf16 is emulated.
+    """
     if device == "cpu":
-        return any(flag in _cpu_flags() for flag in ("avx512_bf16", "amx_bf16"))
+        return "amx_bf16" in _cpu_flags()
     return bool(torch.cuda.is_bf16_supported())
 
 
