@@ -143,7 +143,7 @@ class StainJob:
         Where glass is left as background, what lies outside the rectangle of a tile's tissue may come as 0, unless
         tiles are blended.
         """
-        origins, pixels = [tile.origin for tile in tiles], np.stack(rgb)
+        origins, pixels = [tile.origin for tile in tiles], rgb[0][None] if len(rgb) == 1 else np.stack(rgb)
         parts = [self._tissue_part(tile) for tile in tiles] if self.masked and self.fuse == "crop" else None
         draws = (
             self.stainer.stain(pixels, origins, sampling, self.channels, self.margin, parts) for sampling in self.draws

@@ -132,14 +132,15 @@ class Stainer:
 
         def stain_part(part: slice, width: int) -> None:
             batch, places = rgb[part], list(origins[part])
-            missing = width - len(batch)
-            padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            places += places[-1:] * missing
-            planes = torch.stack(list(self._planes(padded, places, options, wanted)), dim=1)
-            answers[part.start] = planes[: len(batch)].cpu().numpy()
+            if missing := width - len(batch):
+                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+                places += places[-1:] * missing
+            planes = list(self._planes(batch, places, options, wanted))
+            answers[part.start] = _side_by_side(planes)[: part.stop - part.start]
 
         self.fitting.in_parts(len(rgb), stain_part)
-        return np.concatenate(list(answers.values()))
+        parts_made = list(answers.values())
+        return parts_made[0] if len(parts_made) == 1 else np.concatenate(parts_made)
 
     def times(self, options: SampleOptions) -> tuple[float, ...]:
         """Flow times of a read-out's evaluations, from 1 down, and 0 in the end."""
@@ -355,6 +356,13 @@ def _each(threads: ThreadPoolExecutor, work: Callable[[int], None], part: slice)
     wait(jobs)  # all of them, so that after a failure none still holds memory
     for job in jobs:
         job.result()
+
+
+def _side_by_side(planes: list[Tensor]) -> NDArray[np.float32]:
+    """Planes (B, h, w) of any device as float32 (B, planes, h, w) on the host."""
+    if planes[0].device.type == "cpu":
+        return np.stack([plane.numpy() for plane in planes], axis=1)
+    return torch.stack(planes, dim=1).cpu().numpy()
 
 
 def _one_torch_thread() -> None:
