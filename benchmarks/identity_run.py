@@ -14,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.tiles import OVERLAP, TILE
 from mupd_wsi import StainOptions, open_slide, stain_slide
 from mupd_wsi.model import ForeignStainer
-
-#: The same tiles as :mod:`benchmarks.peer_run` takes: neighbours share 64 px.
-TILE, OVERLAP = 512, 64
 
 
 class Identity:

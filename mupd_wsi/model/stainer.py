@@ -21,7 +21,7 @@ from mupd_wsi.model.bundle import ModelInfo, read_info, read_weights
 from mupd_wsi.model.extents import Extent
 from mupd_wsi.model.features import features_of
 from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
-from mupd_wsi.model.memory import BatchWidth
+from mupd_wsi.model.memory import BatchWidth, keep_freed_memory
 from mupd_wsi.model.narrowing import narrowed
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise
@@ -234,6 +234,7 @@ class Stainer:
             predict = self._predictor(rgb, (wanted.rows, wanted.columns), network)
             x0 = read_out(predict, len(rgb), torch.device(self.device))
         else:
+            keep_freed_memory()
             noise = self._noise(rgb.shape, origins, options.seed)
             *_, x0 = euler_states(self._predictor(rgb), noise, self._steps(options), self.info.time_shift)
             rows, columns = wanted.rows, wanted.columns
