@@ -13,6 +13,7 @@ from collections.abc import Callable
 import lazyslide
 import numpy as np
 import torch
+from lazyslide_models.base import VirtualStainModel
 from numpy.typing import NDArray
 from shapely.geometry import box
 from torch import Tensor
@@ -22,17 +23,15 @@ from wsidata.io import add_tissues
 from benchmarks.tiles import OVERLAP, TILE
 
 
-class Identity:
-    """Costs nothing; follows lazyslide-models' VirtualStainModelProtocol."""
+class Identity(VirtualStainModel):
+    """Costs nothing."""
 
     name = "identity"
     stains = ("H&E",)
     output_mpp, output_range = None, (0.0, 255.0)
 
-    def to(self, device: str) -> Identity:
-        """Nothing lies anywhere."""
-        del device
-        return self
+    def __init__(self) -> None:
+        self.model = torch.nn.Identity()
 
     def predict(self, image: Tensor) -> Tensor:
         """What it is given."""

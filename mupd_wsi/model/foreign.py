@@ -182,8 +182,8 @@ class ForeignStainer(Stainer):
             planes = self._predicted(tile, each * len(self.info.panel)).numpy()
             for place, plane in enumerate(chosen):
                 made[place, number] = planes[plane, rows, columns]
-        for plane in made:
-            yield torch.from_numpy(self._in_grey_levels(plane))
+        for values in made:
+            yield torch.from_numpy(self._in_grey_levels(values))
 
     def _in_grey_levels(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values of the model's range as 0 to 255, in place; what lies beyond is cut."""

@@ -39,5 +39,6 @@ def _narrowed_head(head: OverlapHead, channels: list[int]) -> OverlapHead:
 
 def _chosen(values: Tensor, outputs: int, channels: list[int]) -> nn.Parameter:
     """Rows of a weight or bias whose channel, innermost among a pixel's, is one of these."""
-    kept = values.detach().unflatten(0, (-1, outputs))[:, channels].flatten(0, 1)
+    by_pixel = values.detach().reshape(-1, outputs, *values.shape[1:])
+    kept = by_pixel[:, channels].flatten(0, 1)
     return nn.Parameter(kept.contiguous(), requires_grad=False)
