@@ -6,29 +6,32 @@ python -m benchmarks.identity_run SLIDE OUTPUT.ome.tiff
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.tiles import OVERLAP, TILE
 from mupd_wsi import StainOptions, open_slide, stain_slide
 from mupd_wsi.model import ForeignStainer
 
-#: The same tiles as :mod:`benchmarks.peer_run` takes: neighbours share 64 px.
-TILE, OVERLAP = 512, 64
-
 
 class Identity:
-    """Costs nothing."""
+    """Costs nothing: a picture of the tissue "stained" as it is, which is written as JPEG, as libvips does."""
 
-    channel_names = ("red", "green", "blue")
-    output_mpp, output_range = None, (0.0, 1.0)
+    stains = ("H&E",)
+    output_mpp, output_range = None, (0.0, 255.0)
 
     def predict(self, image: Tensor) -> Tensor:
         """What it is given."""
         return image
 
-    def get_transform(self) -> None:
-        """None: values from 0 to 1."""
+    def get_transform(self) -> Callable[[NDArray[np.uint8]], Tensor]:
+        """The tile as it was read, grey levels 0 to 255."""
+        return lambda rgb: torch.from_numpy(rgb).permute(2, 0, 1)
 
 
 def run(slide: Path, output: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 
 from wsi_tile_processor import GaussianWSIProcessor
 
-from benchmarks.identity_run import OVERLAP, TILE
+from benchmarks.tiles import OVERLAP, TILE
 
 
 def run(slide: str, output: str, scratch: str) -> None:

@@ -241,6 +241,7 @@ def details_of(
         "batch_size": job.stainer.batch_size,
         "batch_size_that_fitted": job.stainer.fitting.width,
         "workers": job.workers,
+        "expected_peak_bytes": job.expected_peak_bytes,
         "seconds": watch.seconds(),
         "environment": software(),
     }

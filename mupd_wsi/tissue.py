@@ -207,12 +207,29 @@ def glass_color(rgb: NDArray[np.uint8]) -> tuple[float, float, float]:
 def _glass(planes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Colour of empty glass: the median of the brightest fifth, without the pure white that scanners fill in."""
     darkest = planes.min(axis=0)
-    filled = darkest == 255
-    if filled.mean() > 0.99:
+    counts = _histogram(darkest)
+    if counts[255] > 0.99 * darkest.size:
         return np.full(3, 255, np.float32)
-    glass = np.median(planes[:, (darkest >= np.percentile(darkest[~filled], 80)) & ~filled], axis=1)
+    counts[255] = 0
+    bright = cv2.inRange(darkest, math.ceil(_quantile(counts, 0.8)), 254)
+    glass = np.array([_quantile(_histogram(plane, bright), 0.5) for plane in planes], np.float32)
     # On a picture that is tissue all over there is no glass to see: take the usual one.
-    return glass.astype(np.float32) if glass.min() > 215 else np.full(3, 245, np.float32)
+    return glass if glass.min() > 215 else np.full(3, 245, np.float32)
+
+
+def _histogram(plane: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None) -> NDArray[np.int64]:
+    """How many pixels have each of the 256 grey levels; where there is a mask, those where it is not 0.
+
+    Exact up to 16 million pixels of one level, four times a thumbnail: OpenCV counts in float32.
+    """
+    return np.asarray(cv2.calcHist([plane], [0], mask, [256], [0, 256])).ravel().astype(np.int64)
+
+
+def _quantile(counts: NDArray[np.int64], share: float) -> float:
+    """The quantile of grey levels, linear between neighbours in order, as :func:`numpy.quantile` has it."""
+    upto, place = np.cumsum(counts), share * (counts.sum() - 1)
+    low, high = np.searchsorted(upto, (math.floor(place), math.ceil(place)), side="right")
+    return float(low + (high - low) * (place - math.floor(place)))
 
 
 def _colour(density: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,8 +18,10 @@ from mupd_wsi.normalising import StainTransfer
 from mupd_wsi.rendering import to_brightfield, to_planes
 from mupd_wsi.request import Fuse, Style
 from mupd_wsi.slides import Slide
+from mupd_wsi.slides.cache import DEFAULT_CACHE_BYTES
 from mupd_wsi.tiling import Tile, TileGrid, reflected
 from mupd_wsi.tissue import TissueMask
+from mupd_wsi.writers.pyramid import TILE
 from mupd_wsi.writers.spec import ImageSpec
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 
 #: How strongly a tile is stained is judged from every n-th pixel of every n-th row.
 SCORE_STEP: Final = 4
+#: What :attr:`StainJob.expected_peak_bytes` is made of, from measured runs (docs/decisions/0004): Python with torch and
+#: the weights, and the activations of a tile in the network for each of its pixels.
+PROGRAM_BYTES: Final = round(0.45 * 2**30)
+ACTIVATION_BYTES: Final = 380
+#: Batches of stained tiles between the network and the file.
+BATCHES_HELD: Final = 4
 #: Networks give margins away in whole patches: in multiples of this, px.
 BLEND_STEP: Final = 8
 
@@ -121,6 +129,21 @@ class StainJob:
         return halo // 2 // BLEND_STEP * BLEND_STEP if self.fuse == "blend" else halo
 
     @property
+    def expected_peak_bytes(self) -> int:
+        """Largest resident memory of a run of one pass with mupd-mini on a CPU, overlaps cropped::
+
+            program + cache of H&E + batch * (380 B * side**2 + 4 * channels * core**2 * 4 B)
+                    + samples * width * (core + 2 * 512) B
+
+        Nothing in it grows with the slide's height: bands of the output and rows of its pyramid's tiles are as wide as
+        the slide. ``python -m benchmarks biopsy orion`` compares it with what is measured.
+        """
+        grid, batch = self.grid, self.stainer.batch_size
+        tiles = ACTIVATION_BYTES * grid.side**2 + BATCHES_HELD * len(self.channels) * grid.core**2 * 4
+        rows = self.spec.samples * self.spec.size.width * (grid.core + 2 * TILE)
+        return PROGRAM_BYTES + DEFAULT_CACHE_BYTES + batch * tiles + rows
+
+    @property
     def run_grid(self) -> TileGrid:
         """The grid over all tiles that run."""
         return self.grid.widened(self.rings)
@@ -143,7 +166,7 @@ class StainJob:
         Where glass is left as background, what lies outside the rectangle of a tile's tissue may come as 0, unless
         tiles are blended.
         """
-        origins, pixels = [tile.origin for tile in tiles], np.stack(rgb)
+        origins, pixels = [tile.origin for tile in tiles], rgb[0][None] if len(rgb) == 1 else np.stack(rgb)
         parts = [self._tissue_part(tile) for tile in tiles] if self.masked and self.fuse == "crop" else None
         draws = (
             self.stainer.stain(pixels, origins, sampling, self.channels, self.margin, parts) for sampling in self.draws

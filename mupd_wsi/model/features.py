@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 IMAGE_CHANNELS = 6
@@ -23,3 +28,30 @@ def image_features(rgb: Tensor) -> Tensor:
     """
     density = -torch.log10((rgb + 1) / 256)  # 0 (glass) .. 2.4 (black)
     return torch.cat([rgb / 127.5 - 1, 2 * density - 0.5], dim=1)
+
+
+def features_of(rgb: NDArray[np.uint8], device: str) -> Tensor:
+    """:func:`image_features` of tiles as they are read; on a CPU looked up, in a tenth of the time.
+
+    Args:
+        rgb: uint8 (B, H, W, 3).
+        device: where they are wanted.
+
+    Returns:
+        float32 (B, 6, H, W), on a CPU a view of what lies pixel by pixel.
+    """
+    if device != "cpu":
+        return image_features(torch.from_numpy(rgb).to(device).permute(0, 3, 1, 2).float())
+    features = np.empty((*rgb.shape[:3], IMAGE_CHANNELS), np.float32)
+    twice = np.empty((*rgb.shape[1:3], IMAGE_CHANNELS), np.uint8)
+    for tile, out in zip(rgb, features, strict=True):
+        cv2.mixChannels([tile], [twice], [0, 0, 1, 1, 2, 2, 0, 3, 1, 4, 2, 5])
+        cv2.LUT(twice, _table(), out)
+    return torch.from_numpy(features).permute(0, 3, 1, 2)
+
+
+@cache
+def _table() -> NDArray[np.float32]:
+    """Features of the 256 grey levels, float32 (1, 256, 6)."""
+    levels = torch.arange(256).float().expand(1, 3, 1, 256)
+    return np.ascontiguousarray(image_features(levels)[0].permute(1, 2, 0).numpy())

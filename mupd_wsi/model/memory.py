@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 import torch
@@ -11,6 +14,24 @@ from mupd_wsi.errors import DeviceMemoryError
 
 #: What torch says where the processor's memory is full; it has no error class of its own.
 _CPU_WORDS: Final = ("can't allocate memory", "not enough memory")
+
+
+#: mallopt(3): memory below the first is kept by glibc when it is freed, and so is free memory at the end of a heap.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 2**30), (-1, 2**31 - 1)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have glibc keep large pieces of memory for the next one, for the rest of the process.
+
+    Otherwise each tensor of some megabytes is given back to the system and comes anew, page by page, filled with
+    zeros: a quarter of the processor time of a draw, against 200 MB more memory a thread. Where there is no glibc,
+    nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for name, value in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            libc.mallopt(name, value)
 
 
 class BatchWidth:

@@ -20,9 +20,10 @@ from mupd_wsi.geometry import Region
 from mupd_wsi.model.bundle import ModelInfo, read_info, read_weights
 from mupd_wsi.model.draws import draw
 from mupd_wsi.model.extents import Area, Extent, cut_planes, whole_area
-from mupd_wsi.model.features import image_features
+from mupd_wsi.model.features import features_of
 from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
-from mupd_wsi.model.memory import BatchWidth
+from mupd_wsi.model.memory import BatchWidth, keep_freed_memory
+from mupd_wsi.model.narrowing import narrowed
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise_colored
 from mupd_wsi.request import Readout
@@ -93,6 +94,7 @@ class Stainer:
         self.info, self.device, self.precision = info, device, precision
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._network = network.eval().requires_grad_(False).to(device).as_precision(self._dtype)
+        self._narrowed: dict[tuple[int, ...], MuPDNetwork] = {}
         self._threads: ThreadPoolExecutor | None = None
         if device == "cpu":
             self.batch_size = batch_size or min(MAX_CPU_THREADS, usable_cores())
@@ -133,14 +135,15 @@ class Stainer:
 
         def stain_part(part: slice, width: int) -> None:
             batch, places = rgb[part], list(origins[part])
-            missing = width - len(batch)
-            padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            places += places[-1:] * missing
-            planes = torch.stack(list(self._planes(padded, places, options, wanted)), dim=1)
-            answers[part.start] = planes[: len(batch)].cpu().numpy()
+            if missing := width - len(batch):
+                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+                places += places[-1:] * missing
+            planes = list(self._planes(batch, places, options, wanted))
+            answers[part.start] = _side_by_side(planes)[: part.stop - part.start]
 
         self.fitting.in_parts(len(rgb), stain_part)
-        return np.concatenate(list(answers.values()))
+        parts_made = list(answers.values())
+        return parts_made[0] if len(parts_made) == 1 else np.concatenate(parts_made)
 
     def times(self, options: SampleOptions) -> tuple[float, ...]:
         """Flow times of a read-out's evaluations, from 1 down, and 0 in the end."""
@@ -228,12 +231,16 @@ class Stainer:
         wanted: Wanted,
     ) -> Iterator[Tensor]:
         """Intensities of one channel after the other, (B, H, W) each: one fits the processor's cache, all do not."""
+        places = wanted.channels
         if options.readout == "mean":
-            x0 = read_out(self._predictor(rgb, (wanted.rows, wanted.columns)), len(rgb), torch.device(self.device))
+            network, places = self._for(wanted.channels)
+            predict = self._predictor(rgb, (wanted.rows, wanted.columns), network)
+            x0 = read_out(predict, len(rgb), torch.device(self.device))
         else:
+            keep_freed_memory()
             x0 = self._draw(rgb, origins, options, (wanted.rows, wanted.columns))
-        for channel in wanted.channels:
-            yield self._intensity(x0[:, channel], channel, options.readout)
+        for place, channel in zip(places, wanted.channels, strict=True):
+            yield self._intensity(x0[:, place], channel, options.readout)
 
     def _draw(
         self, rgb: NDArray[np.uint8], origins: Sequence[tuple[int, int]], options: SampleOptions, part: Area
@@ -251,22 +258,31 @@ class Stainer:
         *_, x0 = euler_states(self._predictor(rgb), noise_of(tile), steps, self.info.time_shift)
         return cut_planes(x0, tile, part)
 
-    def _predictor(self, rgb: NDArray[np.uint8], part: Area | None = None) -> PredictX0:
+    def _for(self, channels: tuple[int, ...]) -> tuple[MuPDNetwork, tuple[int, ...]]:
+        """The network that reads out what is wanted, and where in its answer that stands."""
+        if not self.info.network.pixel_width or len(channels) == len(self.info.panel):
+            return self._network, channels
+        if channels not in self._narrowed:  # made twice, if two threads come here first: the same both times
+            self._narrowed[channels] = narrowed(self._network, channels)
+        return self._narrowed[channels], tuple(range(len(channels)))
+
+    def _predictor(
+        self, rgb: NDArray[np.uint8], part: Area | None = None, network: MuPDNetwork | None = None
+    ) -> PredictX0:
         """The network with the H&E of tiles bound to it, and what is wanted of them."""
-        image = self._image(rgb)
+        network, image = network or self._network, self._image(rgb)
         lead = self.info.lead // self.info.network.trunk_stride
 
         def predict(noisy: Tensor | None, t: Tensor) -> Tensor:
             given = noisy if noisy is None or self.info.network.pixel_width else noisy.to(self._dtype)
-            x0: Tensor = self._network(image, t, given, lead=lead, wanted=part)
+            x0: Tensor = network(image, t, given, lead=lead, wanted=part)
             return x0.float().contiguous()
 
         return predict
 
     def _image(self, rgb: NDArray[np.uint8]) -> Tensor:
         """What the network sees of tiles, (B, image_channels, H, W)."""
-        pixels = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
-        return image_features(pixels).to(self._dtype)
+        return features_of(rgb, self.device).to(self._dtype)
 
     def _intensity(self, values: Tensor, channel: int, readout: Readout) -> Tensor:
         """Of one channel, from what the network gives for it, any shape."""
@@ -331,9 +347,13 @@ def resolve_device(device: str) -> str:
 
 
 def computes_in_bf16(device: str) -> bool:
-    """Whether bf16 is computed in hardware: elsewhere it is emulated and slower than fp32."""
+    """Whether bf16 is faster than fp32 there.
+
+    Of processors those with tiles of matrices (AMX): avx512_bf16 alone multiplies half as fast as fp32 does
+    (docs/decisions/0004), and elsewhere bf16 is emulated.
+    """
     if device == "cpu":
-        return any(flag in _cpu_flags() for flag in ("avx512_bf16", "amx_bf16"))
+        return "amx_bf16" in _cpu_flags()
     return bool(torch.cuda.is_bf16_supported())
 
 
@@ -359,6 +379,13 @@ def _each(threads: ThreadPoolExecutor, work: Callable[[int], None], part: slice)
     wait(jobs)  # all of them, so that after a failure none still holds memory
     for job in jobs:
         job.result()
+
+
+def _side_by_side(planes: list[Tensor]) -> NDArray[np.float32]:
+    """Planes (B, h, w) of any device as float32 (B, planes, h, w) on the host."""
+    if planes[0].device.type == "cpu":
+        return np.stack([plane.numpy() for plane in planes], axis=1)
+    return torch.stack(planes, dim=1).cpu().numpy()
 
 
 def _one_torch_thread() -> None:

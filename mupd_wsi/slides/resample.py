@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 #: A source pixel that is covered by less than this is rounding noise, not coverage.
 _EPSILON: Final = 1e-6
 
+#: Values of a strip that is filtered at once (a quarter of a megabyte of float32).
+_STRIP_VALUES: Final = 2**16
+
 #: Below this many source pixels per output pixel there is too little to average, and one interpolates.
 _UPSAMPLING_BELOW: Final = 0.999
 
@@ -80,13 +83,14 @@ def resample(source: NDArray[np.uint8], rows: Taps, columns: Taps) -> NDArray[np
     if source.shape != expected:
         raise ValueError(f"resample() needs a source of shape {expected}, got {source.shape}")
     if rows.is_copy and columns.is_copy:
-        return source[rows.index[:, 0] - rows.start][:, : len(columns.index)]
+        return source[: len(rows.index), : len(columns.index)]
     # Filtering along rows of memory is several times faster, hence the two transpositions.
-    tall = _filter_rows(source, rows)
-    wide = _filter_rows(cast("NDArray[np.float32]", cv2.transpose(tall)), columns)
-    wide += np.float32(0.5)
-    np.floor(wide, out=wide)
-    return cast("NDArray[np.uint8]", cv2.transpose(wide.astype(np.uint8)))
+    tall = np.empty((len(rows.index), source.shape[1], 3), np.float32)
+    _filter_rows(source, rows, tall)
+    turned = cast("NDArray[np.float32]", cv2.transpose(tall))
+    wide = np.empty((len(columns.index), len(rows.index), 3), np.uint8)
+    _filter_rows(turned, columns, wide)
+    return cast("NDArray[np.uint8]", cv2.transpose(wide))
 
 
 def resample_planes(planes: NDArray[Any], rows: Taps, columns: Taps) -> NDArray[np.float32]:
@@ -103,8 +107,14 @@ def resample_planes(planes: NDArray[Any], rows: Taps, columns: Taps) -> NDArray[
     if rows.is_copy and columns.is_copy:
         kept = planes[:, rows.index[:, 0] - rows.start][:, :, : len(columns.index)]
         return np.ascontiguousarray(kept, np.float32)
-    tall = np.stack([_filter_rows(plane[..., None].astype(np.float32), rows)[..., 0].T for plane in planes])
-    return np.stack([_filter_rows(np.ascontiguousarray(plane)[..., None], columns)[..., 0].T for plane in tall])
+    found = np.empty((len(planes), len(rows.index), len(columns.index)), np.float32)
+    tall = np.empty((len(rows.index), planes.shape[2], 1), np.float32)
+    wide = np.empty((len(columns.index), len(rows.index), 1), np.float32)
+    for plane, out in zip(planes, found, strict=True):
+        _filter_rows(plane[..., None].astype(np.float32), rows, tall)
+        _filter_rows(np.ascontiguousarray(tall[..., 0].T)[..., None], columns, wide)
+        out[:] = wide[..., 0].T
+    return found
 
 
 def _area(x: NDArray[np.float64], scale: float, extent: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -129,12 +139,24 @@ def _linear(x: NDArray[np.float64], scale: float) -> tuple[NDArray[np.intp], NDA
     return index.astype(np.intp), np.stack([1 - fraction, fraction], axis=1)
 
 
-def _filter_rows(source: NDArray[np.uint8] | NDArray[np.float32], taps: Taps) -> NDArray[np.float32]:
-    """Weighted sums of whole rows: (h, w, 3) -> float32 (n, w, 3)."""
-    height, width, samples = source.shape
-    flat = source.reshape(height, width * samples)
-    local = taps.index - taps.start
-    total = np.zeros((len(local), width * samples), np.float32)
-    for tap in range(local.shape[1]):
-        total += flat[local[:, tap]] * taps.weight[:, tap, None]
-    return total.reshape(len(local), width, samples)
+def _filter_rows(
+    source: NDArray[np.uint8] | NDArray[np.float32], taps: Taps, out: NDArray[np.uint8] | NDArray[np.float32]
+) -> None:
+    """Weighted sums of whole rows: (h, w, samples) into (n, w, samples), rounded half up where that is uint8.
+
+    A few rows at a time, so that what is summed up stays in the processor's cache.
+    """
+    flat, answer = source.reshape(len(source), -1), out.reshape(len(out), -1)
+    local, weight = (taps.index - taps.start).T, taps.weight.T[..., None]
+    count = max(1, _STRIP_VALUES // flat.shape[1])
+    total, part = (np.empty((count, flat.shape[1]), np.float32) for _ in range(2))
+    for start in range(0, len(answer), count):
+        rows = slice(start, min(start + count, len(answer)))
+        total, part = total[: rows.stop - start], part[: rows.stop - start]
+        np.multiply(flat[local[0, rows]], weight[0, rows], out=total)
+        for index, share in zip(local[1:, rows], weight[1:, rows], strict=True):
+            np.multiply(flat[index], share, out=part)
+            total += part
+        if out.dtype == np.uint8:
+            total += np.float32(0.5)
+        answer[rows] = total  # cut to whole numbers where they are wanted: none is below 0

@@ -298,6 +298,8 @@ class Slide:
         level = self._best_level(scale_x, scale_y)
         size = self._source.facts.levels[level].size
         down_x, down_y = self._scales[level]
+        if (scale_x, scale_y) == (down_x, down_y) and region.right <= size.width and region.bottom <= size.height:
+            return self.read_level(level, region)
         columns = make_taps(region.x, region.width, scale_x / down_x, size.width)
         rows_at_once = max(1, int(_MAX_SOURCE_AREA / (columns.stop - columns.start) / max(scale_y / down_y, 1)))
         out = np.empty((region.height, region.width, 3), np.uint8)

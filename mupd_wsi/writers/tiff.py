@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import cv2
 import imagecodecs
 import numpy as np
 import tifffile
@@ -41,10 +42,9 @@ def encode_rgb(tile: Pixels) -> bytes:
     Args:
         tile: uint8 (3, side, side).
     """
-    interleaved = np.ascontiguousarray(tile.transpose(1, 2, 0))
     return bytes(
         imagecodecs.jpeg8_encode(
-            interleaved, level=JPEG_QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="422"
+            cv2.merge(list(tile)), level=JPEG_QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="422"
         )
     )
 

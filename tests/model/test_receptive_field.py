@@ -61,11 +61,15 @@ def test_the_halo_is_the_measured_receptive_field(stainer, core_of):
         assert np.abs(core_of(inside) - before).max() > 1e-9
 
 
-def test_tiles_give_what_one_piece_gives(stainer, cmu_slide, tmp_path):
-    """A place where four tiles meet, cut out of them, and stained in one run of the network: within a grey level."""
-    info = stainer.info
+@pytest.mark.parametrize("steps", [None, 3])
+def test_tiles_give_what_one_piece_gives(steps, stainer, cmu_slide, tmp_path):
+    """A place where four tiles meet, cut out of them, and stained in one run of the network: within a grey level.
+
+    A draw looks further than the halo with every step, and with less and less weight: within a grey level all the same.
+    """
+    info, options = stainer.info, StainOptions(steps=steps, style="mif")
     core, halo = info.tile - 2 * info.halo, info.halo
-    with opened_job(cmu_slide, "all", stainer, tmp_path / "o.ome.tiff", StainOptions(), Stopwatch()) as job:
+    with opened_job(cmu_slide, "all", stainer, tmp_path / "o.ome.tiff", options, Stopwatch()) as job:
         place = Region(core - 128, core - 128, 256, 256)
         tiles = [tile for tile in job.grid.tiles() if tile.core.intersection(place) is not None]
         assert len(tiles) == 4

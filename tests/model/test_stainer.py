@@ -8,10 +8,14 @@ import shutil
 import numpy as np
 import openslide
 import pytest
+import torch
 
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.model import SampleOptions, find_bundle, load_model, read_info
 from mupd_wsi.model.bundle import CARD_FILE, WEIGHTS_FILE
+from mupd_wsi.model.features import features_of, image_features
+from mupd_wsi.model.stainer import computes_in_bf16
+from mupd_wsi.rendering import to_planes
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +38,15 @@ def _tiles(tissue, side, corners):
     return np.stack([tissue[y : y + side, x : x + side] for x, y in corners])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("readout", ["mean", "sample"])
-def test_result_does_not_depend_on_threads_or_batch(tissue, stainer, readout):
+def test_result_does_not_depend_on_threads_or_batch(tissue, readout, precision):
     options = SampleOptions(readout=readout, steps=2, seed=5)
     corners = [(0, 0), (128, 0), (0, 128)]
-    together = stainer.stain(_tiles(tissue, 256, corners), corners, options)
-    single = load_model("mupd-mini", device="cpu", precision="fp32", batch_size=1)
+    several, single = (load_model("mupd-mini", device="cpu", precision=precision, batch_size=n) for n in (2, 1))
+    together = several.stain(_tiles(tissue, 256, corners), corners, options)
     alone = [single.stain(_tiles(tissue, 256, [c]), [c], options) for c in corners]
+    several.close()
     single.close()
     np.testing.assert_array_equal(together, np.concatenate(alone))
     assert together.shape == (3, 18, 256, 256)
@@ -73,11 +79,58 @@ def test_leaving_the_halo_out_changes_nothing_inside_it(tissue, stainer, readout
     np.testing.assert_allclose(core, whole, atol=1e-3)
 
 
+def test_a_device_that_takes_batches_agrees_with_threads(tissue, stainer):
+    """The way of a GPU, run on the processor: batches of one shape, the last one filled up; within a grey level."""
+    corners = [(0, 0), (128, 0), (0, 128)]
+    tiles = _tiles(tissue, 256, corners)
+    device = load_model("mupd-mini", device="cpu", precision="fp32", batch_size=2)
+    device.close()
+    device._threads = None
+    shapes = []
+    device._network.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[0]))
+    batched = device.stain(tiles, corners, SampleOptions())
+    assert shapes == [2, 2]
+    difference = np.abs(np.round(batched) - np.round(stainer.stain(tiles, corners, SampleOptions())))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-4
+
+
 def test_channels_can_be_chosen_and_keep_their_order(tissue, stainer):
     tile, origin = tissue[None, :256, :256], [(0, 0)]
     everything = stainer.stain(tile, origin, SampleOptions())
     chosen = stainer.stain(tile, origin, SampleOptions(), channels=(7, 0))
     np.testing.assert_array_equal(chosen, everything[:, [7, 0]])
+
+
+def test_bf16_stays_within_its_stated_bound(tissue, stainer):
+    """docs/decisions/0004: in grey levels of the written channels, on real tissue."""
+    info, halo = stainer.info, stainer.info.halo
+    tile = tissue[None, : 256 + 2 * halo, : 256 + 2 * halo]
+    rough = load_model("mupd-mini", device="cpu", precision="bf16", batch_size=1)
+    windows = np.array(info.display_window["mean"], np.float32) * (0, 1)
+    levels = [
+        to_planes(s.stain(tile, [(0, 0)], SampleOptions(), margin=halo)[0], windows.astype(np.float32)).astype(int)
+        for s in (stainer, rough)
+    ]
+    rough.close()
+    difference = np.abs(levels[0] - levels[1])
+    assert difference.mean() < 0.2
+    assert (difference > 1).mean() < 0.01
+    assert difference.max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("avx512f avx512_bf16", False), ("avx512_bf16 amx_bf16 amx_tile", True), ("", False)]
+)
+def test_bf16_is_taken_where_it_is_the_faster(monkeypatch, flags, expected):
+    monkeypatch.setattr("mupd_wsi.model.stainer._cpu_flags", lambda: flags)
+    assert computes_in_bf16("cpu") is expected
+
+
+def test_looked_up_features_are_the_computed_ones():
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 17, 23, 3), dtype=np.uint8)
+    computed = image_features(torch.from_numpy(rgb).permute(0, 3, 1, 2).float())
+    assert torch.equal(features_of(rgb, "cpu"), computed)
 
 
 def test_seed_changes_the_sample_and_not_the_mean(tissue, stainer):
