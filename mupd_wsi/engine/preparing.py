@@ -187,7 +187,7 @@ def settled_fuse(stainer: Stainer, options: StainOptions) -> tuple[Fuse, int]:
     if fuse == "joint":
         if not getattr(stainer, "stepwise", False):
             raise UsageError(
-                f"--fuse joint asks a model step by step, and {stainer.info.name} cannot be; use --fuse crop or blend"
+                f"--fuse joint asks a model step by step, and {stainer.info.name} cannot be; use --fuse blend or crop"
             )
         return fuse, len(stainer.times(_sampling(options))) - 1
     return fuse, 1 if fuse == "blend" else 0
