@@ -78,15 +78,15 @@ class PixelHead(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.patch, width = config.patch, config.pixel_width
-        self.expand = nn.Linear(config.decoder_width, config.patch**2 * width)
+        width = config.pixel_width
+        self.expand = OverlapHead(config.decoder_width, width, config.patch)
         self.embed = nn.Linear(config.image_channels + config.targets, width, bias=False)
         self.block = ConvBlock(width, config.time_width, config.kernel)
         self.out = nn.Linear(width, config.targets)
 
     def forward(self, features: Tensor, pixels: Tensor, time: Tensor) -> Tensor:
         """Of ``features`` (B, h, w, F) and ``pixels`` (B, H, W, P), H = h * patch: (B, H, W, outputs)."""
-        x = depth_to_space(affine(features, self.expand), self.patch) + affine(pixels, self.embed)
+        x = self.expand(with_ring(features)) + affine(pixels, self.embed)
         return affine(self.block(x, time), self.out)
 
 
