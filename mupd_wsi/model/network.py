@@ -19,7 +19,7 @@ from mupd_wsi.model.blocks import (
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.decoder import FlowDecoder, OverlapHead, with_ring
 from mupd_wsi.model.densities import VIEW_WIDTH, density_views
-from mupd_wsi.model.extents import Extent, Needs, cut, needs
+from mupd_wsi.model.extents import Extent, Needs, cut, cut_planes, needs, whole_area
 
 #: Parts that stay fp32 whatever the precision, so that what comes out is not rounded to bf16's 8 bits.
 KEPT_PRECISE: Final = frozenset({"time", "head_norm", "head", "readout_head"})
@@ -102,26 +102,26 @@ class MuPDNetwork(nn.Module):
 
         Returns:
             (B, targets, H, W) of what is wanted: x0 in the standardised space of the training targets. Of a read-out
-            (no ``noisy``) of a network with ``config.pixel_width``: expected intensities.
+            (no ``noisy``) of a network with ``config.pixel_width``: expected intensities; of a draw of it: deviations
+            from what the read-out tells (:class:`mupd_wsi.model.calibration.RootMoments`).
         """
         if not self.config.pixel_width:
             features = self.features(image, t, noisy, text, rna, lead, wanted)
             return depth_to_space(affine(features, self.head), self.config.patch).permute(0, 3, 1, 2)
+        at_once = torch.ones_like(t)
+        if noisy is None:
+            if image is None:
+                raise ValueError(NOTHING_GIVEN)
+            whole = whole_area(image)
+            features = self.features(image, at_once, None, text, rna, lead, wanted)
+            return self.read_out(features, image, wanted or whole, whole)
         if image is not None:
-            part = wanted if noisy is None else None
-            features = self.features(image, torch.ones_like(t), None, text, rna, lead, part)
-        elif noisy is not None:
+            features = self.features(image, at_once, None, text, rna, lead)
+        else:
             rows, columns = (side // self.config.patch for side in noisy.shape[2:])
             features = noisy.new_zeros(len(noisy), rows, columns, self.config.stage_widths[0])
-        else:
-            raise ValueError(NOTHING_GIVEN)
-        given = image if noisy is None else noisy
-        assert given is not None
-        whole = [Extent(0, side) for side in given.shape[2:]]
-        kept = list(wanted or whole)
-        if noisy is None:
-            return self.read_out(features, given, kept, whole)
-        return cut(self.decode(features, image, t, noisy).permute(0, 2, 3, 1), whole, kept, 1).permute(0, 3, 1, 2)
+        whole = whole_area(noisy)
+        return cut_planes(self.decode(features, image, t, noisy), whole, wanted or whole)
 
     def decode(self, features: Tensor, image: Tensor | None, t: Tensor, noisy: Tensor) -> Tensor:
         """From features of the H&E and x_t to x0; of a network with ``config.pixel_width`` only.

@@ -2,7 +2,8 @@
 
 ``python -m mupd_wsi.training.heads RECIPE --run FOLDER`` makes ``heads.pt`` of the folder's checkpoint. The network
 itself is not moved, so its features are computed once, and read-out and draw, which want different things of features
-that they share, do not pull at them. The read-out's head is linear, so the best one has a closed form.
+that they share, do not pull at them. The read-out's head is linear, so the best one has a closed form. The decoder
+learns how the stain deviates from what that read-out tells (:class:`mupd_wsi.model.calibration.RootMoments`).
 """
 
 from __future__ import annotations
