@@ -231,7 +231,7 @@ class MuPDNetwork(nn.Module):
         contexts: dict[str, Tensor] = {}
         parts: list[Tensor] = []
         if image is not None:
-            pixels = image.permute(0, 2, 3, 1)
+            pixels = image.to(self.embed_image.weight.dtype).permute(0, 2, 3, 1)
             parts.append(affine(space_to_depth(pixels, self.config.patch), self.embed_image))
             contexts["image"] = affine(space_to_depth(pixels, self.config.trunk_stride), self.embed_context)
         if noisy is not None:

@@ -281,8 +281,8 @@ class Stainer:
         return predict
 
     def _image(self, rgb: NDArray[np.uint8]) -> Tensor:
-        """What the network sees of tiles, (B, image_channels, H, W)."""
-        return features_of(rgb, self.device).to(self._dtype)
+        """What the network sees of tiles, fp32 (B, image_channels, H, W): how much dye there is must not be rounded."""
+        return features_of(rgb, self.device)
 
     def _intensity(self, values: Tensor, channel: int, readout: Readout) -> Tensor:
         """Of one channel, from what the network gives for it, any shape."""
