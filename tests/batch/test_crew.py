@@ -29,6 +29,8 @@ from mupd_wsi.pipeline import stain_slide
 from mupd_wsi.request import StainOptions
 
 OPTIONS = StainOptions(mpp=0.5, style="mif", tissue_mask=False)
+#: An output in a folder of its own.
+PART = "mine/b.ome.zarr"
 
 
 def tasks_of(slides: Path, folder: Path) -> list[SlideTask]:
@@ -43,8 +45,9 @@ def test_two_processes_a_bad_slide_and_one_that_is_killed(tmp_path: Path) -> Non
     killed: list[int] = []
 
     def kill_one(progress: BatchProgress) -> None:
-        if progress.active and not killed:
-            killed.extend(p.pid or 0 for p in multiprocessing.active_children()[:1])
+        processes = multiprocessing.active_children()
+        if not killed and len(progress.active) == len(processes):  # an idle one's death would cost nothing
+            killed.append(processes[0].pid or 0)
             os.kill(killed[0], signal.SIGKILL)
 
     result = run_batch(tasks_of(slides, out), out, BatchOptions(jobs=2, retry=1), progress=kill_one)
@@ -197,3 +200,22 @@ def test_the_command_tells_who_failed(tmp_path: Path) -> None:
     assert status.returncode == 1
     assert values["counts"] == {"done": 2, "failed": 1, "unfinished": 0, "pending": 0}
     assert len(values["slides"]) == 3
+
+
+def test_a_manifest_through_the_command(tmp_path: Path) -> None:
+    make_slides(tmp_path / "in", ["a.png", "b.png"])
+    listed = tmp_path / "in" / "slides.csv"
+    listed.write_text('slide,target,mpp,roi,output\na.png,,,,\nb.png,"CD8,panCK",1.3,"8,8,40,30",mine/b.ome.zarr\n')
+    done = batch(tmp_path, "--manifest", listed, "--target", "CD20", "--mpp", "0.65", "-o", "out", "--json")
+    shown, lines = done.communicate(timeout=120)
+    assert (done.returncode, json.loads(shown)["done"]) == (0, 2), lines
+    whole, part = (json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in ("a.CD20.ome.tiff", PART))
+    assert (whole["targets"], whole["slide"]["mpp"]["x"]) == (["CD20"], 0.65)
+    assert (part["targets"], part["request"]["roi"]["width"]) == (["CD8a", "Pan-CK"], 40)
+    assert (part["output"]["width"], part["output"]["height"]) == (40, 30)
+    listed.write_text("slide,mpp\na.png,0\nb.png,many\n")
+    refused = batch(tmp_path, "--manifest", listed, "--target", "CD20", "-o", "other")
+    told = refused.communicate(timeout=120)[1]
+    assert refused.returncode == 2
+    assert "slides.csv" in told and "line 3: mpp 'many'" in told and len(told.splitlines()) == 1
+    assert not (tmp_path / "other").exists()
