@@ -1,15 +1,18 @@
 """Staining a slide from start to finish: the one module that knows slides, network, stitching and writers together.
 
-Reader threads fill a queue of tiles; the caller's thread feeds the network; one background thread renders, stitches and
-writes. The three overlap, and every result is independent of how the threads happen to run.
+Reader threads fill a queue of tiles; the caller's thread feeds the network; what it makes is rendered in threads, and
+one background thread keeps, stitches and writes. All overlap, and every result is independent of how the threads happen
+to run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.engine.damage import told
-from mupd_wsi.engine.fusing import Stained
 from mupd_wsi.engine.job import StainJob
-from mupd_wsi.engine.journal import Core
+from mupd_wsi.engine.journal import Core, packed
 from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
 from mupd_wsi.engine.planning import plan_stain
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
@@ -29,6 +31,7 @@ from mupd_wsi.engine.work import Work, opened_work
 from mupd_wsi.geometry import Region
 from mupd_wsi.preview import PreviewCollector, PreviewText, save_preview
 from mupd_wsi.record import software, write_record
+from mupd_wsi.rendering import Intensities
 from mupd_wsi.request import (
     IHC_NOTICE,
     NOTICE,
@@ -58,6 +61,9 @@ __all__ = [
     "preview_text",
     "stain_slide",
 ]
+
+#: The cores of a batch of tiles, on their way from intensities to pixels.
+Rendering = Sequence[Future[Core]]
 
 #: More markers than this are counted in the preview's subtitle; its legend names them all.
 MAX_NAMED_MARKERS: Final = 6
@@ -130,14 +136,16 @@ def _run(
     needed = tiles_to_read(job, missing)
     try:
         with (
-            Background[Stained](lambda new: _write(job, work, new, writer, gathered, seams, watch), depth=1) as behind,
+            _threads(job.workers) as rendering,
+            Background[Rendering](partial(_write, job, work, writer, gathered, seams, watch), depth=1) as behind,
             closing(
                 prefetch(_timed_read(job, watch), needed, workers=job.workers, ahead=2 * batch + job.workers)
             ) as read,
             closing(stained_tiles(job, read, watch, missing)) as stained,
         ):
             for finished, intensities in stained:
-                behind.put((finished, intensities))
+                pairs = zip(finished, intensities, strict=True)
+                behind.put([rendering.submit(_rendered, job, tile, planes, watch) for tile, planes in pairs])
                 done += len(finished)
                 report(Progress(done, len(tiles), resumed))
             with watch.stage("seams"):
@@ -153,17 +161,17 @@ def _run(
 def _write(
     job: StainJob,
     work: Work,
-    stained: Iterable[Stained],
     writer: SlideWriter,
     gathered: PreviewCollector,
     seams: SeamCheck,
     watch: Stopwatch,
+    rendering: Iterable[Rendering],
 ) -> None:
-    """Runs in the background thread: render, keep, stitch, write."""
+    """Runs in the background thread: keep, stitch, write."""
     grid = job.grid
     rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
     stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
-    cores = work.with_kept(_rendered(job, stained, watch), job)
+    cores = work.with_kept((core.result() for batch in rendering for core in batch), job)
     for where, pixels in stitcher.bands(_placed(job, cores, gathered, seams)):
         with watch.stage("write"):
             writer.write(where, pixels)
@@ -182,13 +190,21 @@ def _placed(
         yield _to_output(where, job.grid.region), core.pixels
 
 
-def _rendered(job: StainJob, stained: Iterable[Stained], watch: Stopwatch) -> Iterator[Core]:
-    for tiles, intensities in stained:
-        for tile, planes in zip(tiles, intensities, strict=True):
-            with watch.stage("render"):
-                pixels, positivity = job.render(tile.core, tile.crop(planes))
-                core = Core(tile.index, pixels, positivity, job.on_damage(tile))
-            yield core
+def _rendered(job: StainJob, tile: Tile, planes: Intensities, watch: Stopwatch) -> Core:
+    with watch.stage("render"):
+        pixels, positivity = job.render(tile.core, tile.crop(planes))
+        return Core(tile.index, pixels, positivity, job.on_damage(tile), packed(pixels))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that leave out what has not begun when an error passes."""
+    with ThreadPoolExecutor(count, "mupd-render") as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.uint8]]:

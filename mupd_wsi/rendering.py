@@ -19,6 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+#: float32, or uint8 where a model gives grey levels already.
+Intensities = NDArray[np.float32 | np.uint8]
+
 #: Optical density in red, green, blue per unit of stain; unit length.
 HAEMATOXYLIN: Final = (0.666, 0.648, 0.369)
 DAB: Final = (0.268, 0.570, 0.776)
@@ -36,7 +39,7 @@ DAB_THRESHOLD: Final = 0.04
 GLARE: Final = 0.03
 
 
-def to_planes(intensities: NDArray[np.float32], windows: NDArray[np.float32]) -> NDArray[np.uint8]:
+def to_planes(intensities: Intensities, windows: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Intensities as grey levels.
 
     Args:
@@ -48,6 +51,9 @@ def to_planes(intensities: NDArray[np.float32], windows: NDArray[np.float32]) ->
     """
     planes = np.empty(intensities.shape, np.uint8)
     for intensity, (low, high), plane in zip(intensities, windows.tolist(), planes, strict=True):
+        if intensity.dtype == np.uint8 and (low, high) == (0, 255):
+            plane[...] = intensity
+            continue
         gain = 255.0 / (high - low)
         above = np.maximum(intensity, np.float32(low)) if low > 0 else intensity
         cv2.convertScaleAbs(above, plane, gain, -low * gain)

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.errors import RegionError
 from mupd_wsi.geometry import Region, Size
+
+#: What pixels are made of.
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Tile:
     origin: tuple[int, int]
     side: int
 
-    def crop(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def crop(self, pixels: NDArray[Kind]) -> NDArray[Kind]:
         """The core's part of what the network made of the tile.
 
         Args:

@@ -8,15 +8,13 @@ Thresholds were set on the slides named in ``tests/test_tissue.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.filters import threshold_otsu
-from skimage.morphology import remove_small_objects
-from skimage.segmentation import clear_border
 
 from mupd_wsi.geometry import Region
 
@@ -96,13 +94,22 @@ class TissueMask:
             region: pixels of ``mpp`` um, from the slide's origin. What lies outside the mask holds no tissue.
             mpp: um per pixel of the region.
         """
-        scale = mpp / self.um_per_px
-        edges = np.array([region.x, region.right, region.y, region.bottom], np.float64) * scale
-        x0, x1 = np.clip(edges[:2], 0, self.mask.shape[1])
-        y0, y1 = np.clip(edges[2:], 0, self.mask.shape[0])
-        tissue = self._sum(x1, y1) - self._sum(x0, y1) - self._sum(x1, y0) + self._sum(x0, y0)
-        share = tissue / (region.width * scale * region.height * scale)
-        return float(min(max(share, 0.0), 1.0)) if share > 1e-9 else 0.0
+        return float(self.fractions((region.x, region.right), (region.y, region.bottom), mpp)[0, 0])
+
+    def fractions(self, columns: Sequence[int], rows: Sequence[int], mpp: float) -> NDArray[np.float64]:
+        """The same for all fields of a table: float64 (len(rows) - 1, len(columns) - 1).
+
+        Args:
+            columns: edges between its columns, rising, pixels from the slide's origin.
+            rows: likewise.
+            mpp: um per pixel.
+        """
+        scale, (height, width) = mpp / self.um_per_px, self.mask.shape
+        x, y = np.array(columns, np.float64) * scale, np.array(rows, np.float64) * scale
+        sums = self._sums_at(np.clip(x, 0, width), np.clip(y, 0, height))
+        tissue = np.diff(np.diff(sums, axis=0), axis=1)
+        shares = tissue / (np.diff(y)[:, None] * np.diff(x)[None, :])
+        return np.where(shares > 1e-9, np.clip(shares, 0, 1), 0)
 
     def pixels(self, region: Region, mpp: float) -> NDArray[np.bool_]:
         """The mask at the pixels of a region, bool (region.height, region.width), each at its centre.
@@ -119,12 +126,15 @@ class TissueMask:
         inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))[None, :]
         return cast("NDArray[np.bool_]", found & inside)
 
-    def _sum(self, x: float, y: float) -> float:
-        """Tissue area left of and above a point, mask pixels, exact between pixels by bilinear interpolation."""
-        left, top = min(int(x), self.mask.shape[1] - 1), min(int(y), self.mask.shape[0] - 1)
-        fx, fy = x - left, y - top
-        corners = self._sums[top : top + 2, left : left + 2]
-        return float(np.array([1 - fy, fy]) @ corners @ np.array([1 - fx, fx]))
+    def _sums_at(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tissue area left of and above points, mask pixels, (len(y), len(x)); exact, as it is bilinear in between."""
+        left = np.minimum(x.astype(np.intp), self.mask.shape[1] - 1)
+        top = np.minimum(y.astype(np.intp), self.mask.shape[0] - 1)
+        right, bottom = x - left, (y - top)[:, None]
+        above, below = (
+            sums[:, left] * (1 - right) + sums[:, left + 1] * right for sums in (self._sums[top], self._sums[top + 1])
+        )
+        return np.asarray(above * (1 - bottom) + below * bottom)
 
 
 def tissue_mask(rgb: NDArray[np.uint8], um_per_px: float) -> NDArray[np.bool_]:
@@ -152,9 +162,9 @@ def tissue_mask(rgb: NDArray[np.uint8], um_per_px: float) -> NDArray[np.bool_]:
     colour = np.where(ink, np.float32(0), _colour(density))
     colour = cv2.GaussianBlur(colour, (0, 0), max(_SMOOTHING_UM / um, 0.3))
     mask = (colour > _threshold(colour)) & ~ink
-    mask = remove_small_objects(mask, max_size=int(_MIN_PIECE_UM2 / um**2))
-    glass = clear_border(~mask)  # glass that reaches the picture's edge is no hole, however small the picture
-    mask = (mask | (glass & ~remove_small_objects(glass, max_size=int(_MAX_HOLE_UM2 / um**2)))) & ~ink
+    mask = mask & (_areas(mask) > int(_MIN_PIECE_UM2 / um**2))
+    glass = ~mask & ~_at_the_edge(~mask)  # glass that reaches the picture's edge is no hole, however small the picture
+    mask = (mask | (glass & (_areas(glass) <= int(_MAX_HOLE_UM2 / um**2)))) & ~ink
     grown = cv2.dilate(mask.astype(np.uint8), _disc(_MARGIN_UM / um)) * (~ink).astype(np.uint8)
     return np.asarray(cv2.resize(grown, (width, height), interpolation=cv2.INTER_NEAREST), np.bool_)
 
@@ -267,8 +277,21 @@ def _ink(density: NDArray[np.float32], um: float) -> NDArray[np.bool_]:
     return cv2.dilate(ink.astype(np.uint8), margin).astype(np.bool_) if ink.any() else ink
 
 
+def _areas(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Of each pixel of a mask, the area of its piece, px; pieces hang together by their edges. Outside: no meaning."""
+    _, labels, found, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    return np.asarray(found[:, cv2.CC_STAT_AREA][labels], np.int32)
+
+
+def _at_the_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pieces of a mask that reach the edge of the picture."""
+    edge = np.ones_like(mask)
+    edge[1:-1, 1:-1] = False
+    return _touching(mask, mask & edge)
+
+
 def _touching(mask: NDArray[np.bool_], seeds: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The connected pieces of a mask that hold a seed."""
+    """The connected pieces of a mask that hold a seed; pieces hang together by their corners."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8))
     kept = np.zeros(count, np.bool_)
     kept[labels[seeds]] = True
@@ -280,8 +303,17 @@ def _threshold(colour: NDArray[np.float32]) -> float:
     if float(colour.max()) <= _MIN_COLOUR:
         return _MIN_COLOUR
     colour = np.minimum(colour, 0.3)
-    between = threshold_otsu(colour) if np.ptp(colour) > _SAME_COLOUR else float(colour.max())
+    between = _otsu(colour) if np.ptp(colour) > _SAME_COLOUR else float(colour.max())
     return float(np.clip(0.6 * between, _MIN_COLOUR, _MAX_COLOUR))
+
+
+def _otsu(values: NDArray[np.float32]) -> float:
+    """Otsu's threshold, IEEE Trans. Syst. Man Cybern. 9 (1979) 62-66, among 256 even steps from least to most."""
+    low, high = float(values.min()), float(values.max())
+    step = (high - low) / 256
+    levels = np.minimum((values - low) / step, 255).astype(np.uint8)
+    level, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return low + (float(level) + 0.5) * step
 
 
 def _guess_absorbing(stained: NDArray[np.float32]) -> StainGuess:

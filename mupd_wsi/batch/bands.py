@@ -192,6 +192,6 @@ def release() -> None:
 
 def _batch_size(options: StainOptions) -> int | None:
     """One tile at a time on the CPU: a worker has one core there."""
-    from mupd_wsi.model.stainer import resolve_device
+    from mupd_wsi.model.devices import resolve_device
 
     return options.batch_size or (1 if resolve_device(options.device) == "cpu" else None)

@@ -119,7 +119,7 @@ class Worker:
 
     def _load(self) -> Stainer:
         from mupd_wsi.model import load_model
-        from mupd_wsi.model.stainer import resolve_device
+        from mupd_wsi.model.devices import resolve_device
 
         device = resolve_device(self._seat.device)
         batch_size = self._seat.batch_size or (self._seat.threads if device == "cpu" else None)

@@ -146,7 +146,7 @@ def _run_options(chosen: dict[str, Any], cluster: str | None) -> BatchOptions:
     """Take what is about the batch, and not about one slide, out of the parameters."""
     from mupd_wsi.batch.ledger import Shard
     from mupd_wsi.batch.running import BatchOptions
-    from mupd_wsi.model.stainer import resolve_device
+    from mupd_wsi.model.devices import resolve_device
 
     names = (
         "model",

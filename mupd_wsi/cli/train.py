@@ -122,7 +122,7 @@ def line(progress: TrainingProgress) -> str:
 
 
 def _usable_threads(batch: int) -> int:
-    from mupd_wsi.model.stainer import usable_cores
+    from mupd_wsi.model.devices import usable_cores
 
     return max(n for n in range(1, usable_cores() + 1) if batch % n == 0)
 

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from mupd_wsi.engine.draws import mean_and_spread
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Stopwatch
+from mupd_wsi.rendering import Intensities
 from mupd_wsi.stitching.mosaic import Mosaic, WeightedSum, fading_weights
 from mupd_wsi.tiling import Tile
 
 if TYPE_CHECKING:
     from mupd_wsi.model import SampleOptions
 
-#: Tiles and what the network made of them, float32 (tiles, channels, n, n).
-Stained = tuple[Sequence[Tile], NDArray[np.float32]]
+#: Tiles and what the network made of them, (tiles, channels, n, n).
+Stained = tuple[Sequence[Tile], Intensities]
 #: A tile and its H&E, uint8 (side, side, 3).
 ReadTile = tuple[Tile, NDArray[np.uint8]]
 #: What comes with a tile.

@@ -15,7 +15,7 @@ from mupd_wsi.engine.draws import draw_seeds, mean_and_spread
 from mupd_wsi.geometry import Region, output_size
 from mupd_wsi.markers import Marker
 from mupd_wsi.normalising import StainTransfer
-from mupd_wsi.rendering import to_brightfield, to_planes
+from mupd_wsi.rendering import Intensities, to_brightfield, to_planes
 from mupd_wsi.request import Fuse, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.slides.cache import DEFAULT_CACHE_BYTES
@@ -160,8 +160,8 @@ class StainJob:
             return rgb
         return rgb.take(columns - x, axis=1).take(rows - y, axis=0)
 
-    def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Run the network: float32 (tiles, len(windows), n, n), intensities without :attr:`margin`.
+    def stain(self, tiles: Sequence[Tile], rgb: Sequence[NDArray[np.uint8]]) -> Intensities:
+        """Run the network: (tiles, len(windows), n, n), intensities without :attr:`margin`.
 
         Where glass is left as background, what lies outside the rectangle of a tile's tissue may come as 0, unless
         tiles are blended.
@@ -183,7 +183,7 @@ class StainJob:
         size = int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1
         return Region(x + int(columns[0]), y + int(rows[0]), *size)
 
-    def render(self, core: Region, intensities: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:
+    def render(self, core: Region, intensities: Intensities) -> tuple[NDArray[np.uint8], float]:
         """What is written of a core, and how strongly it is stained.
 
         Args:

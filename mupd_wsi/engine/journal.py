@@ -1,8 +1,8 @@
 """Finished tiles on disk, one record each, appended as they come: what a killed run has done is not done again.
 
 A log is a head and records. The head binds it to the request it was made for. A record is a fixed header (kind, tile,
-positivity, flags, length of the payload, CRC-32C of all that) and the payload: the tile's rendered core as one zstd
-frame. A record that was torn by a crash, or never reached the disk, ends the log: what comes before it holds.
+positivity, flags, length of the payload, CRC-32C of all that) and the payload: the tile's rendered core as one LZ4
+block. A record that was torn by a crash, or never reached the disk, ends the log: what comes before it holds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from mupd_wsi.errors import OutputError
 from mupd_wsi.writers.spec import ImageSpec
 
 #: Before the key in a log's head; the number grows when the format changes.
-MAGIC: Final = b"mupdlog1"
+MAGIC: Final = b"mupdlog2"
 #: Kind, index, positivity, flags, bytes of the payload; then the CRC-32C of these and the payload.
 _FIELDS: Final = struct.Struct("<4sQdII")
 _CRC: Final = struct.Struct("<I")
 _TILE: Final = b"tile"
 _NOTE: Final = b"note"
 _ON_DAMAGE: Final = 1
-#: zstd's fastest; 3 ms for a core of 512 px in RGB.
-ZSTD_LEVEL: Final = 1
+#: LZ4's acceleration: on H&E and on marker images it takes a third of the time of zstd's fastest, and up to half as
+#: much disk again.
+ACCELERATION: Final = 8
 #: Bytes of a record per sample of tissue, above what real stains need.
 BYTES_PER_SAMPLE: Final = 0.9
 
@@ -45,12 +46,14 @@ class Core:
         pixels: uint8 (samples, h, w), what is written of its core.
         positivity: how strongly it is stained, 0-255.
         on_damage: whether a part of the slide that it was made from could not be read.
+        packed: the pixels as the log holds them (:func:`packed`), where that was made ahead; empty: not yet.
     """
 
     index: int
     pixels: NDArray[np.uint8]
     positivity: float
     on_damage: bool = False
+    packed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Journal:
 
     def keep(self, core: Core) -> None:
         """Append a finished tile."""
-        frame = bytes(imagecodecs.zstd_encode(core.pixels.tobytes(), ZSTD_LEVEL))
+        frame = core.packed or packed(core.pixels)
         flags = _ON_DAMAGE if core.on_damage else 0
         record = _record(_TILE, core.index, core.positivity, flags, frame)
         start = self._stream.tell() + len(record) - len(frame)
@@ -140,7 +143,7 @@ class Journal:
         finally:
             self._stream.seek(here)
         try:
-            pixels = np.frombuffer(imagecodecs.zstd_decode(frame, out=int(np.prod(core))), np.uint8).reshape(core)
+            pixels = np.frombuffer(imagecodecs.lz4_decode(frame, out=int(np.prod(core))), np.uint8).reshape(core)
         except (RuntimeError, ValueError) as error:
             raise OutputError(
                 f"the work kept for tile {index} cannot be read ({error}); begin anew with --restart"
@@ -216,6 +219,12 @@ class _Record:
     def holds(self, payload: bytes) -> bool:
         """Whether header and payload are the ones that were written."""
         return len(payload) == self.length and _checksum(self._fields, payload) == self._crc
+
+
+def packed(pixels: NDArray[np.uint8]) -> bytes:
+    """A core's pixels, uint8 (samples, h, w), as one LZ4 block."""
+    content = np.ascontiguousarray(pixels)  # a buffer, which is not copied as its bytes would be
+    return bytes(imagecodecs.lz4_encode(content, ACCELERATION))  # type: ignore[arg-type]
 
 
 def journal_bytes(spec: ImageSpec, tissue_fraction: float) -> int:

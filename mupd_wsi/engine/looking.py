@@ -63,12 +63,11 @@ def look_at(slide: Slide, mpp: float) -> SlideLook:
 
 def probe_places(tissue: TissueMask, image: Size, mpp: float) -> tuple[Region, ...]:
     """Squares of tissue spread over the slide, output pixels; none where there is no tissue."""
-    squares = [
-        Region(x, y, min(PROBE_SIDE, image.width - x), min(PROBE_SIDE, image.height - y))
-        for y in range(0, image.height, PROBE_SIDE)
-        for x in range(0, image.width, PROBE_SIDE)
-    ]
-    shares = np.array([tissue.fraction(square, mpp) for square in squares])
-    full = np.flatnonzero(shares >= min(PROBE_TISSUE, float(shares.max())) if shares.max() > 0 else shares > 0)
+    columns, rows = ([*range(0, side, PROBE_SIDE), side] for side in (image.width, image.height))
+    shares = tissue.fractions(columns, rows, mpp)
+    full = np.argwhere(shares >= min(PROBE_TISSUE, float(shares.max())) if shares.max() > 0 else shares > 0)
     spread = np.unique(np.linspace(0, len(full) - 1, min(PROBES, len(full))).round().astype(int))
-    return tuple(squares[i] for i in full[spread])
+    return tuple(
+        Region(columns[column], rows[row], columns[column + 1] - columns[column], rows[row + 1] - rows[row])
+        for row, column in full[spread].tolist()
+    )

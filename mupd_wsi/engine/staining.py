@@ -7,12 +7,10 @@ from contextlib import closing
 from itertools import islice
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mupd_wsi.engine.fusing import ReadTile, Stained, blended, joint
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Stopwatch, prefetch
+from mupd_wsi.rendering import Intensities
 from mupd_wsi.tiling import Tile
 
 #: While the last tiles of one batch are in the network, its idle threads begin with the next batch.
@@ -62,8 +60,8 @@ def _chosen(stained: Iterator[Stained], missing: Sequence[Tile] | None) -> Itera
     return (one for one in stained if one[0][0].index in wanted)
 
 
-def _timed_network(job: StainJob, watch: Stopwatch) -> Callable[[Sequence[ReadTile]], NDArray[np.float32]]:
-    def stain(batch: Sequence[ReadTile]) -> NDArray[np.float32]:
+def _timed_network(job: StainJob, watch: Stopwatch) -> Callable[[Sequence[ReadTile]], Intensities]:
+    def stain(batch: Sequence[ReadTile]) -> Intensities:
         with watch.stage("network"):
             return job.stain([tile for tile, _ in batch], [rgb for _, rgb in batch])
 

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Final, Protocol, Self, cast
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mupd_wsi.errors import BundleError, UsageError
+from mupd_wsi.geometry import Region
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, state_hash
+from mupd_wsi.model.devices import resolve_device
 from mupd_wsi.model.memory import BatchWidth
-from mupd_wsi.model.stainer import SampleOptions, Stainer, Wanted, resolve_device
+from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.request import Fuse
 
 #: What a card of theirs says at least.
@@ -169,34 +172,49 @@ class ForeignStainer(Stainer):
         # A card with all that runs ask a ModelInfo for; what belongs to the shipped network's inside is not there.
         self.info = cast("ModelInfo", replace(card, period=math.lcm(card.period, self._coarser)))
 
-    def _planes(
-        self, rgb: NDArray[np.uint8], origins: Sequence[tuple[int, int]], options: SampleOptions, wanted: Wanted
-    ) -> Iterator[Tensor]:
-        """Intensities of one plane after the other, (B, H, W) each.
+    def stain(
+        self,
+        rgb: NDArray[np.uint8],
+        origins: Sequence[tuple[int, int]],
+        options: SampleOptions,
+        channels: Sequence[int] | None = None,
+        margin: int = 0,
+        parts: Sequence[Region | None] | None = None,
+    ) -> NDArray[np.float32 | np.uint8]:
+        """Stain tiles, of which places, options and parts make no difference to a foreign model.
+
+        Returns:
+            (B, planes, H - 2 * margin, W - 2 * margin), 0-255: one plane a channel that is asked for, of a model that
+            paints red, green and blue of each. uint8 where the model gives grey levels already, else float32.
 
         Raises:
             BundleError: the model gives another shape than it promises.
         """
-        del origins, options
+        del origins, options, parts
         each = 3 if self.info.painted else 1
-        rows, columns = (slice(extent.start, extent.stop) for extent in (wanted.rows, wanted.columns))
-        chosen = [each * channel + color for channel in wanted.channels for color in range(each)]
-        # By numpy: a processor's threads are worth their waking for a network, and not for this.
-        made = np.empty((len(chosen), len(rgb), wanted.rows.length, wanted.columns.length), np.float32)
-        for number, tile in enumerate(rgb):
-            planes = self._predicted(tile, each * len(self.info.panel)).numpy()
-            for place, plane in enumerate(chosen):
-                made[place, number] = planes[plane, rows, columns]
-        for values in made:
-            yield torch.from_numpy(self._in_grey_levels(values))
+        asked = range(len(self.info.panel)) if channels is None else channels
+        chosen = [each * channel + color for channel in asked for color in range(each)]
+        rows, columns = (slice(margin, side - margin) for side in rgb.shape[1:3])
+        made: dict[int, NDArray[np.float32 | np.uint8]] = {}
 
-    def _in_grey_levels(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Values of the model's range as 0 to 255, in place; what lies beyond is cut."""
+        def stain_one(part: slice, width: int) -> None:
+            del width  # one tile at a time
+            planes = self._predicted(rgb[part.start], each * len(self.info.panel))
+            made[part.start] = self._in_grey_levels(_taken(planes[:, rows, columns].numpy(), chosen))
+
+        self.fitting.in_parts(len(rgb), stain_one)
+        return np.stack(list(made.values())) if len(made) > 1 else made[0][None]
+
+    def _in_grey_levels(self, values: NDArray[Any]) -> NDArray[np.float32 | np.uint8]:
+        """Values of the model's range, an array of our own, as 0 to 255; what lies beyond is cut."""
+        if values.dtype == np.uint8 and (self._low, self._high) == (0, 255):
+            return values
+        levels = values.astype(np.float32, copy=False)
         if self._low:
-            values -= self._low
+            levels -= self._low
         if (gain := 255 / (self._high - self._low)) != 1:
-            values *= gain
-        return np.clip(values, 0, 255, out=values)
+            levels *= gain
+        return np.clip(levels, 0, 255, out=levels)
 
     def _predicted(self, rgb: NDArray[np.uint8], planes: int) -> Tensor:
         """What the model makes of one tile, on the tile's own grid: (planes, H, W), in its own range, fp32 or uint8."""
@@ -213,6 +231,15 @@ class ForeignStainer(Stainer):
                 f"its transform may not resize, and predict has to give {each}"
             )
         return found[0].repeat_interleave(times, dim=1).repeat_interleave(times, dim=2) if times > 1 else found[0]
+
+
+def _taken(planes: NDArray[Any], chosen: Sequence[int]) -> NDArray[Any]:
+    """Some planes of (planes, h, w), copied; by OpenCV where they lie pixel by pixel, which numpy is slow at."""
+    by_pixel = planes.transpose(1, 2, 0)
+    if len(planes) == 1 or by_pixel.strides[-1] != planes.itemsize:
+        return planes[chosen]
+    split = cv2.split(by_pixel)
+    return np.stack([split[plane] for plane in chosen])
 
 
 def outputs_of(model: Any) -> tuple[bool, tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -18,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.geometry import Region
 from mupd_wsi.model.bundle import ModelInfo, read_info, read_weights
+from mupd_wsi.model.devices import Gpu, computes_in_bf16, resolve_device, usable_cores
 from mupd_wsi.model.draws import draw
 from mupd_wsi.model.extents import Area, Extent, cut_planes, whole_area
-from mupd_wsi.model.features import features_of
+from mupd_wsi.model.features import features_of, image_features
 from mupd_wsi.model.flow import PredictX0, euler_states, euler_times, read_out
 from mupd_wsi.model.memory import BatchWidth, keep_freed_memory
 from mupd_wsi.model.narrowing import narrowed
@@ -29,7 +29,6 @@ from mupd_wsi.model.noise import slide_noise_colored
 from mupd_wsi.request import Readout
 
 MAX_CPU_THREADS: Final = 8  # each holds one tile's activations
-CUDA_BATCH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +88,26 @@ class Stainer:
         return not self.info.network.pixel_width
 
     def __init__(
-        self, info: ModelInfo, network: MuPDNetwork, device: str, precision: str, batch_size: int | None = None
+        self,
+        info: ModelInfo,
+        network: MuPDNetwork,
+        device: str,
+        precision: str,
+        batch_size: int | None = None,
+        gpu: Gpu | None = None,
     ) -> None:
         self.info, self.device, self.precision = info, device, precision
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._network = network.eval().requires_grad_(False).to(device).as_precision(self._dtype)
+        self._gpu = None if device == "cpu" else gpu or Gpu(device)
+        self._place = torch.device("cpu") if self._gpu is None else self._gpu.place
+        self._network = network.eval().requires_grad_(False).to(self._place).as_precision(self._dtype)
         self._narrowed: dict[tuple[int, ...], MuPDNetwork] = {}
         self._threads: ThreadPoolExecutor | None = None
-        if device == "cpu":
+        if self._gpu is None:
             self.batch_size = batch_size or min(MAX_CPU_THREADS, usable_cores())
             self._threads = ThreadPoolExecutor(self.batch_size, "mupd-network", initializer=_one_torch_thread)
         else:
-            self.batch_size = batch_size or CUDA_BATCH
+            self.batch_size = batch_size or self._gpu.tiles_that_fit(info.tile)
         self.fitting = BatchWidth(self.batch_size)
 
     def stain(
@@ -111,7 +118,7 @@ class Stainer:
         channels: Sequence[int] | None = None,
         margin: int = 0,
         parts: Sequence[Region | None] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32 | np.uint8]:
         """Stain tiles.
 
         Args:
@@ -129,21 +136,10 @@ class Stainer:
         """
         rows, columns = (Extent(margin, side - margin) for side in rgb.shape[1:3])
         wanted = Wanted(tuple(range(len(self.info.panel)) if channels is None else channels), rows, columns)
-        if self._threads is not None:
-            return self._stain_by_threads(self._threads, rgb, origins, options, wanted, parts)
-        answers: dict[int, NDArray[np.float32]] = {}
-
-        def stain_part(part: slice, width: int) -> None:
-            batch, places = rgb[part], list(origins[part])
-            if missing := width - len(batch):
-                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-                places += places[-1:] * missing
-            planes = list(self._planes(batch, places, options, wanted))
-            answers[part.start] = _side_by_side(planes)[: part.stop - part.start]
-
-        self.fitting.in_parts(len(rgb), stain_part)
-        parts_made = list(answers.values())
-        return parts_made[0] if len(parts_made) == 1 else np.concatenate(parts_made)
+        if self._gpu is not None:
+            return self._stain_on_gpu(self._gpu, rgb, origins, options, wanted)
+        assert self._threads is not None
+        return self._stain_by_threads(self._threads, rgb, origins, options, wanted, parts)
 
     def times(self, options: SampleOptions) -> tuple[float, ...]:
         """Flow times of a read-out's evaluations, from 1 down, and 0 in the end."""
@@ -169,8 +165,8 @@ class Stainer:
 
         @torch.inference_mode()
         def run(part: NDArray[np.intp]) -> None:
-            x = None if noisy is None else torch.from_numpy(noisy[part]).to(self.device)
-            times = torch.full((len(part),), t, device=self.device)
+            x = None if noisy is None else torch.from_numpy(noisy[part]).to(self._place)
+            times = torch.full((len(part),), t, device=self._place)
             out[part] = self._predictor(rgb[part])(x, times).cpu().numpy()
 
         def run_part(part: slice, width: int) -> None:
@@ -222,6 +218,28 @@ class Stainer:
         self.fitting.in_parts(len(rgb), stain_part)
         return out
 
+    def _stain_on_gpu(
+        self,
+        gpu: Gpu,
+        rgb: NDArray[np.uint8],
+        origins: Sequence[tuple[int, int]],
+        options: SampleOptions,
+        wanted: Wanted,
+    ) -> NDArray[np.float32]:
+        made: dict[int, NDArray[np.float32]] = {}
+
+        def stain_part(part: slice, width: int) -> None:
+            batch, places = rgb[part], list(origins[part])
+            if missing := width - len(batch):
+                batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+                places += places[-1:] * missing
+            with gpu.at_work():
+                planes = torch.stack(list(self._planes(batch, places, options, wanted)), dim=1)
+                made[part.start] = gpu.download(planes[: part.stop - part.start])
+
+        self.fitting.in_parts(len(rgb), stain_part)
+        return np.concatenate(list(made.values())) if len(made) > 1 else made[0]
+
     @torch.inference_mode()
     def _planes(
         self,
@@ -235,7 +253,7 @@ class Stainer:
         if options.readout == "mean":
             network, places = self._for(wanted.channels)
             predict = self._predictor(rgb, (wanted.rows, wanted.columns), network)
-            x0 = read_out(predict, len(rgb), torch.device(self.device))
+            x0 = read_out(predict, len(rgb), self._place)
         else:
             keep_freed_memory()
             x0 = self._draw(rgb, origins, options, (wanted.rows, wanted.columns))
@@ -263,7 +281,10 @@ class Stainer:
         if not self.info.network.pixel_width or len(channels) == len(self.info.panel):
             return self._network, channels
         if channels not in self._narrowed:  # made twice, if two threads come here first: the same both times
-            self._narrowed[channels] = narrowed(self._network, channels)
+            made = narrowed(self._network, channels)
+            if self._gpu is not None:
+                self._gpu.settle()
+            self._narrowed[channels] = made
         return self._narrowed[channels], tuple(range(len(channels)))
 
     def _predictor(
@@ -282,7 +303,9 @@ class Stainer:
 
     def _image(self, rgb: NDArray[np.uint8]) -> Tensor:
         """What the network sees of tiles, fp32 (B, image_channels, H, W): how much dye there is must not be rounded."""
-        return features_of(rgb, self.device)
+        if self._gpu is None:
+            return features_of(rgb)
+        return image_features(self._gpu.upload(rgb).permute(0, 3, 1, 2).float())
 
     def _intensity(self, values: Tensor, channel: int, readout: Readout) -> Tensor:
         """Of one channel, from what the network gives for it, any shape."""
@@ -300,7 +323,7 @@ class Stainer:
         rows, columns = part
         places = [(x + columns.start, y + rows.start) for x, y in origins]
         noise = np.stack([self.noise(seed, x, y, rows.length, columns.length) for x, y in places])
-        return torch.from_numpy(noise).to(self.device)
+        return torch.from_numpy(noise).to(self._place)
 
 
 def tile_and_halo(info: ModelInfo, options: SampleOptions) -> tuple[int, int]:
@@ -327,41 +350,6 @@ def load_bundle(folder: Path, *, device: str, precision: str = "auto", batch_siz
     return Stainer(info, network, device, chosen, batch_size)
 
 
-def resolve_device(device: str) -> str:
-    """Turn "auto" into a device that is there, and check any other.
-
-    Raises:
-        UsageError: the device is unknown or not there.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        return device
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or not (number.isdigit() or device == "cuda"):
-        raise UsageError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= count:
-        raise UsageError(f"no device {device}: this machine has {count} CUDA device(s); use --device cpu or auto")
-    return device
-
-
-def computes_in_bf16(device: str) -> bool:
-    """Whether bf16 is faster than fp32 there.
-
-    Of processors those with tiles of matrices (AMX): avx512_bf16 alone multiplies half as fast as fp32 does
-    (docs/decisions/0004), and elsewhere bf16 is emulated.
-    """
-    if device == "cpu":
-        return "amx_bf16" in _cpu_flags()
-    return bool(torch.cuda.is_bf16_supported())
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use, which a cluster's job limits may make fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Uninitialised(TorchFunctionMode):
     """Leaves out ``torch.nn.init``: for weights that are loaded next, a second of imports on the meta device."""
 
@@ -381,19 +369,5 @@ def _each(threads: ThreadPoolExecutor, work: Callable[[int], None], part: slice)
         job.result()
 
 
-def _side_by_side(planes: list[Tensor]) -> NDArray[np.float32]:
-    """Planes (B, h, w) of any device as float32 (B, planes, h, w) on the host."""
-    if planes[0].device.type == "cpu":
-        return np.stack([plane.numpy() for plane in planes], axis=1)
-    return torch.stack(planes, dim=1).cpu().numpy()
-
-
 def _one_torch_thread() -> None:
     torch.set_num_threads(1)
-
-
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""

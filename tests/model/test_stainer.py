@@ -13,8 +13,8 @@ import torch
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.model import SampleOptions, find_bundle, load_model, read_info
 from mupd_wsi.model.bundle import CARD_FILE, WEIGHTS_FILE
+from mupd_wsi.model.devices import computes_in_bf16
 from mupd_wsi.model.features import features_of, image_features
-from mupd_wsi.model.stainer import computes_in_bf16
 from mupd_wsi.rendering import to_planes
 
 
@@ -79,22 +79,6 @@ def test_leaving_the_halo_out_changes_nothing_inside_it(tissue, stainer, readout
     np.testing.assert_allclose(core, whole, atol=1e-3)
 
 
-def test_a_device_that_takes_batches_agrees_with_threads(tissue, stainer):
-    """The way of a GPU, run on the processor: batches of one shape, the last one filled up; within a grey level."""
-    corners = [(0, 0), (128, 0), (0, 128)]
-    tiles = _tiles(tissue, 256, corners)
-    device = load_model("mupd-mini", device="cpu", precision="fp32", batch_size=2)
-    device.close()
-    device._threads = None
-    shapes = []
-    device._network.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[0]))
-    batched = device.stain(tiles, corners, SampleOptions())
-    assert shapes == [2, 2]
-    difference = np.abs(np.round(batched) - np.round(stainer.stain(tiles, corners, SampleOptions())))
-    assert difference.max() <= 1
-    assert (difference > 0).mean() < 1e-4
-
-
 def test_channels_can_be_chosen_and_keep_their_order(tissue, stainer):
     tile, origin = tissue[None, :256, :256], [(0, 0)]
     everything = stainer.stain(tile, origin, SampleOptions())
@@ -123,14 +107,14 @@ def test_bf16_stays_within_its_stated_bound(tissue, stainer):
     ("flags", "expected"), [("avx512f avx512_bf16", False), ("avx512_bf16 amx_bf16 amx_tile", True), ("", False)]
 )
 def test_bf16_is_taken_where_it_is_the_faster(monkeypatch, flags, expected):
-    monkeypatch.setattr("mupd_wsi.model.stainer._cpu_flags", lambda: flags)
+    monkeypatch.setattr("mupd_wsi.model.devices._cpu_flags", lambda: flags)
     assert computes_in_bf16("cpu") is expected
 
 
 def test_looked_up_features_are_the_computed_ones():
     rgb = np.random.default_rng(0).integers(0, 256, (2, 17, 23, 3), dtype=np.uint8)
     computed = image_features(torch.from_numpy(rgb).permute(0, 3, 1, 2).float())
-    assert torch.equal(features_of(rgb, "cpu"), computed)
+    assert torch.equal(features_of(rgb), computed)
 
 
 def test_seed_changes_the_sample_and_not_the_mean(tissue, stainer):
