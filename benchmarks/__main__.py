@@ -1,7 +1,7 @@
 """``python -m benchmarks``: measures the figures that mupd-wsi promises; exits 1 where one is missed.
 
-Writes results.json. Needs ../shared/data (see README.md). A command is always compared with what it is compared to in
-the same run, turn by turn; medians are shown.
+Writes results.json, where the figures of parts that were not asked for stay. Needs ../shared/data (see README.md). A
+command is always compared with what it is compared to in the same run, turn by turn; medians are shown.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -128,6 +129,20 @@ def _memory_formula(what: str, folder: Path, runs: list[MeasuredRun]) -> Figure:
     return Figure(f"{what}: peak memory against its formula", max(ratio, 1 / ratio), "x", 1.2)
 
 
+def _keep_results(figures: list[Figure], runs: int) -> None:
+    """Write figures to results.json, in place of older ones of the same names; the other parts' stay."""
+    path = HERE / "results.json"
+    kept = {entry["name"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else {}
+    how = {
+        "runs": runs,
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "date": str(date.today()),
+    }
+    kept |= {figure.name: asdict(figure) | {"kept": figure.kept} | how for figure in figures}
+    path.write_text(json.dumps(list(kept.values()), indent=2) + "\n", encoding="utf-8")
+
+
 def _held(run: MeasuredRun) -> int:
     return run.peak_bytes + run.scratch_bytes
 
@@ -165,9 +180,7 @@ def main() -> int:
                 line = f"{figure.name:<52} {figure.value:8.2f} {figure.unit:<4} at most {figure.at_most:g}: {verdict}"
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
-    results = {"machine": platform.processor() or platform.machine(), "runs": arguments.runs}
-    kept = [asdict(figure) | {"kept": figure.kept} for figure in figures]
-    (HERE / "results.json").write_text(json.dumps(results | {"figures": kept}, indent=2) + "\n", encoding="utf-8")
+    _keep_results(figures, arguments.runs)
     return 0 if all(figure.kept for figure in figures) else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -148,8 +149,9 @@ def _resident(pid: int) -> int:
 def _family(pid: int) -> Iterator[int]:
     yield pid
     for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in listed.read_text().split():
-            yield from _family(int(child))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since it was listed
+            for child in listed.read_text().split():
+                yield from _family(int(child))
 
 
 def _own_resident(pid: int) -> int:
