@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mupd_wsi.errors import UsageError
 from mupd_wsi.model.bundle import ModelInfo
-from mupd_wsi.model.stainer import resolve_device
+from mupd_wsi.model.devices import resolve_device
 from mupd_wsi.training.export import export
 from mupd_wsi.training.heads import HeadTrainer
 from mupd_wsi.training.preflight import Preflight, look_before

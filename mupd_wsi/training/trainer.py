@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mupd_wsi.errors import UsageError
+from mupd_wsi.model.devices import computes_in_bf16
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.flow import interpolate
 from mupd_wsi.model.network import MuPDNetwork
-from mupd_wsi.model.stainer import computes_in_bf16
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.adapters import add_adapters
 from mupd_wsi.training.augment import jitter_stains
