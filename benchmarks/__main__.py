@@ -28,6 +28,8 @@ HERE = Path(__file__).parent
 DATA = HERE.parent.parent / "shared" / "data"
 GIB = 2**30
 PEER = "wsi_tile_processor"
+#: Side of the slide that mupd-mini stains by another engine, px.
+MINI_SIDE = 5120
 #: Names a Python that lazyslide is installed for: its torchvision does not fit the pinned torch.
 LAZYSLIDE_PYTHON = "LAZYSLIDE_PYTHON"
 
@@ -105,6 +107,8 @@ def identity(folder: Path, runs: int) -> list[Figure]:
                 theirs[peer].append(measured_run([*command, *words, name], Path(name)))
     times = [run.wall_s / other.wall_s for run, other in zip(ours, floor, strict=True)]
     figures = [Figure("identity, 20,000 px: ours / vips tiffsave", statistics.median(times), "x", 2)]
+    if "wsi-tile-processor" in peers:
+        figures.append(_mini_by_peer(folder, runs))
     for peer, taken in theirs.items():
         times = [run.wall_s / other.wall_s for run, other in zip(ours, taken, strict=True)]
         held = [_held(run) / _held(other) for run, other in zip(ours, taken, strict=True)]
@@ -113,6 +117,20 @@ def identity(folder: Path, runs: int) -> list[Figure]:
             Figure(f"identity, 20,000 px: ours / {peer}, memory and scratch", statistics.median(held), "x", 0.5),
         ]
     return figures
+
+
+def _mini_by_peer(folder: Path, runs: int) -> Figure:
+    """The shipped model, CD8, through this engine and through wsi-tile-processor: the same tiles of the same slide."""
+    slide = folder / "mini.svs"
+    script = HERE.parent / "sample_data" / "make_synthetic_slide.py"
+    measured_run([sys.executable, str(script), str(slide), "--size", f"{MINI_SIDE}x{MINI_SIDE}", "--mpp", "1.3"])
+    times = []
+    for _ in range(runs):
+        ours = stain(slide, "CD8", folder, "--no-tissue-mask", "--no-normalise")
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            words = [str(slide), str(Path(name) / "c.ome.tiff"), name, "mupd-mini"]
+            times.append(ours.wall_s / measured_run([sys.executable, "-m", "benchmarks.peer_run", *words]).wall_s)
+    return Figure(f"mupd-mini, {MINI_SIDE} px: ours / wsi-tile-processor, time", statistics.median(times), "x", 1)
 
 
 def resume(folder: Path, runs: int) -> list[Figure]:
