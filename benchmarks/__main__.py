@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import batches
+from benchmarks.choices import CHOSEN, OTHERS
 from benchmarks.figures import Figure
 from benchmarks.measured_run import MeasuredRun, measured_run
 from benchmarks.orion_slide import write_slide
@@ -133,6 +134,17 @@ def _mini_by_peer(folder: Path, runs: int) -> Figure:
     return Figure(f"mupd-mini, {MINI_SIDE} px: ours / wsi-tile-processor, time", statistics.median(times), "x", 1)
 
 
+def choices(_folder: Path, runs: int) -> list[Figure]:
+    """The way that the network runs on this processor over the other ways, turn by turn."""
+    module = [sys.executable, "-m", "benchmarks.choices"]
+    taken: dict[str, list[float]] = {}
+    for _ in range(runs):
+        chosen = float(measured_run([*module, CHOSEN]).output)
+        for other in OTHERS:
+            taken.setdefault(other, []).append(chosen / float(measured_run([*module, other]).output))
+    return [Figure(f"network: {CHOSEN} / {other}", statistics.median(taken[other]), "x", 1.05) for other in OTHERS]
+
+
 def resume(folder: Path, runs: int) -> list[Figure]:
     """What a kill half-way costs on the ORION slide, all markers."""
     slide = folder / "resume-he.tif"
@@ -169,6 +181,7 @@ PARTS: dict[str, Callable[[Path, int], list[Figure]]] = {
     "orion": orion,
     "biopsy": biopsy,
     "height": height,
+    "choices": choices,
     "identity": identity,
     "tiny": batches.tiny,
     "many": batches.many,

@@ -5,5 +5,5 @@ from __future__ import annotations
 from typing import Final
 
 #: Sides of a tile and of what neighbours share, px.
-TILE: Final = 512
+TILE: Final = 1024
 OVERLAP: Final = 64
