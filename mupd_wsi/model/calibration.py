@@ -83,8 +83,23 @@ class RootMoments:
         mean, power = (Calibration.from_json(values[name]) for name in ("mean", "power"))
         return cls(mean, power, tuple(values["floor"]))
 
-    def at(self, readout: Tensor, channel: int) -> tuple[Tensor, Tensor]:
-        """Mean and spread of the root where the read-out gives these intensities, any shape."""
+    def deviations(self, roots: Tensor, readout: Tensor) -> Tensor:
+        """How far roots lie from what the read-out tells, in spreads; all (B, channels, H, W)."""
+        mean, spread = self._told(readout)
+        return (roots - mean) / spread
+
+    def roots(self, deviations: Tensor, readout: Tensor) -> Tensor:
+        """The roots that deviate so, cut at 0; all (B, channels, H, W)."""
+        mean, spread = self._told(readout)
+        return (mean + spread * deviations).clamp_min(0)
+
+    def _told(self, readout: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the root where the read-out gives these intensities."""
+        planes = [self._of_channel(plane, channel) for channel, plane in enumerate(readout.unbind(1))]
+        mean, spread = (torch.stack(parts, dim=1) for parts in zip(*planes, strict=True))
+        return mean, spread
+
+    def _of_channel(self, readout: Tensor, channel: int) -> tuple[Tensor, Tensor]:
         given = readout.clamp_min(0).sqrt()
         mean = self.mean.apply(given, channel)
         variance = self.power.apply(given, channel) - mean.square()

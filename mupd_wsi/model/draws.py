@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mupd_wsi.model.bundle import ModelInfo
-from mupd_wsi.model.calibration import RootMoments
 from mupd_wsi.model.extents import Area, area_around, cut, cut_planes, whole_area
 from mupd_wsi.model.flow import euler_step, euler_times
 from mupd_wsi.model.network import MuPDNetwork
@@ -50,13 +49,4 @@ def draw(network: MuPDNetwork, info: ModelInfo, image: Tensor, noise_of: NoiseOf
     around = area_around(part, config.head_reach, config.patch, tile)
     readout = network.read_out(cut(features, covered, around, config.patch), image, part, tile)
     assert info.draw_moments is not None  # a card has them where the network has a decoder
-    return roots(x, readout.float(), info.draw_moments)
-
-
-def roots(deviations: Tensor, readout: Tensor, moments: RootMoments) -> Tensor:
-    """Roots of intensities that deviate so, in spreads, from what the read-out tells; all (B, panel, rows, columns)."""
-    planes = []
-    for channel, (deviation, told) in enumerate(zip(deviations.unbind(1), readout.unbind(1), strict=True)):
-        mean, spread = moments.at(told, channel)
-        planes.append((mean + spread * deviation).clamp_min(0))
-    return torch.stack(planes, dim=1)
+    return info.draw_moments.roots(x, readout.float())

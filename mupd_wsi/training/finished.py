@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from mupd_wsi.model.features import image_features
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.training.augment import jitter_stains
 from mupd_wsi.training.neighbours import SquareReader
+from mupd_wsi.training.recipe import Damping
 from mupd_wsi.training.tiles import PATCH, PairedTiles
 
 CORE: Final = 512  # px of a tile that are kept; training tiles are whole multiples of it
@@ -151,15 +152,16 @@ def moved(planes: NDArray[Any], motion: tuple[int, bool]) -> NDArray[Any]:
     return turned[..., ::-1] if motion[1] else turned
 
 
-def least_squares(squares: FinishedSquares, patch: int, ridge: float = 1e-6) -> Tensor:
+def least_squares(squares: FinishedSquares, patch: int, dampings: Sequence[Damping]) -> Tensor:
     """The linear map of what is told of a patch that is nearest to the intensities of the square that it speaks for.
 
-    That is a square of :data:`SPREAD` patches a side (:class:`mupd_wsi.model.decoder.OverlapHead`). Ridge regression.
+    That is a square of :data:`SPREAD` patches a side (:class:`mupd_wsi.model.decoder.OverlapHead`). Ridge regression:
+    of a marker that hangs on less than the network knows, damped features and views are noise that is not fitted.
 
     Args:
         squares: of the network.
         patch: px of a feature vector.
-        ridge: of the mean square of each value.
+        dampings: of each channel.
 
     Returns:
         (width + 1, side * side * C), in the order of the head's outputs; the last row is the bias.
@@ -176,10 +178,18 @@ def least_squares(squares: FinishedSquares, patch: int, ridge: float = 1e-6) -> 
         spoken = F.unfold(planes[None], side, stride=patch)[0].view(channels, side**2, -1)
         square += x.T @ x
         product += x.T @ spoken.permute(2, 1, 0).flatten(1)
-    damping = ridge * square.diagonal()
-    damping[-1] = 0  # of the bias
-    found: Tensor = torch.linalg.solve(square + damping.diag(), product)
-    return found.float()
+    square, product = square / square[-1, -1], product / square[-1, -1]
+    mean, meant = square[-1, :-1], product[-1]
+    covariance = square[:-1, :-1] - torch.outer(mean, mean)
+    shared = (product[:-1] - torch.outer(mean, meant)).view(width, side**2, channels)
+    found, features = torch.empty_like(shared), squares.features.shape[-1]
+    for damping in set(dampings):
+        own = [channel for channel, other in enumerate(dampings) if other == damping]
+        shares = torch.tensor([damping.features] * features + [damping.views] * (width - features))
+        system = covariance + (shares * covariance.diagonal()).diag()
+        found[:, :, own] = torch.linalg.solve(system, shared[:, :, own].flatten(1)).view(width, side**2, -1)
+    flat_found = found.flatten(1)
+    return torch.cat([flat_found, (meant - mean @ flat_found)[None]]).float()
 
 
 def _squares_of_tissue(tiles: PairedTiles, core: int) -> list[tuple[int, int, int]]:

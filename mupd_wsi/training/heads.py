@@ -33,7 +33,7 @@ from mupd_wsi.model.noise import colored, reach
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.finished import FinishedSquares, finished_squares, least_squares
 from mupd_wsi.training.fitting import CurveCounts
-from mupd_wsi.training.recipe import CHECKPOINT, HEADS, Recipe, load_recipe
+from mupd_wsi.training.recipe import CHECKPOINT, HEADS, Damping, Recipe, load_recipe
 from mupd_wsi.training.replicas import Replicas
 from mupd_wsi.training.sources import PairSource, open_pairs
 from mupd_wsi.training.trainer import (
@@ -116,7 +116,8 @@ class HeadTrainer:
         self._train(squares, report)
 
     def _fit_readout(self, squares: FinishedSquares) -> None:
-        weights = least_squares(squares, self.network.config.patch)
+        dampings = [self.heads.dampings.get(marker, Damping()) for marker in self.recipe.markers]
+        weights = least_squares(squares, self.network.config.patch, dampings)
         for network in (self.network, self.average):
             network.readout_head.linear.weight.copy_(weights[:-1].T)
             network.readout_head.linear.bias.copy_(weights[-1])
@@ -203,11 +204,7 @@ class HeadTrainer:
         """What is drawn: how far the roots of the stain lie from what the read-out tells of them, (B, C, H, W)."""
         told = torch.cat([example.features, example.views], dim=-1)
         readout = network.readout_head(with_ring(told)).permute(0, 3, 1, 2)
-        planes = [
-            (example.markers[:, c].sqrt() - mean) / spread
-            for c, (mean, spread) in enumerate(self.moments.at(plane, c) for c, plane in enumerate(readout.unbind(1)))
-        ]
-        return torch.stack(planes, dim=1).clamp(-MOST_SPREADS, MOST_SPREADS)
+        return self.moments.deviations(example.markers.sqrt(), readout).clamp(-MOST_SPREADS, MOST_SPREADS)
 
     def _save(self) -> None:
         state: dict[str, Any] = {

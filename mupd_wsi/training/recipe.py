@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,6 +24,19 @@ HEAD_FIELDS: Final = ("pixel_width", "density_squares", "decoder_width", "decode
 
 
 @dataclass(frozen=True, slots=True)
+class Damping:
+    """Of ridge regression, in variances of each value that the read-out's head is told of a marker.
+
+    Attributes:
+        features: of the network's own.
+        views: of the optical densities around.
+    """
+
+    features: float = 1e-7
+    views: float = 1e-7
+
+
+@dataclass(frozen=True, slots=True)
 class HeadsRecipe:
     """How heads are trained on the features of a finished network (:mod:`mupd_wsi.training.heads`).
 
@@ -38,6 +52,7 @@ class HeadsRecipe:
         time_shift: of the flow times that the decoder is trained at, and that draws take.
         noise_blurs: what colours the noise (:func:`mupd_wsi.model.noise.colored`).
         variants: how often each tile is seen: as it is, and turned, mirrored and recoloured.
+        dampings: of the read-out's head, by marker; the others' is the default.
     """
 
     pixel_width: int
@@ -51,6 +66,7 @@ class HeadsRecipe:
     time_shift: float = 1.0
     noise_blurs: Blurs = ()
     density_squares: tuple[int, ...] = ()
+    dampings: Mapping[str, Damping] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +211,7 @@ def _heads(values: Any) -> HeadsRecipe | None:
             **values,
             "noise_blurs": tuple(tuple(blur) for blur in values.get("noise_blurs", ())),
             "density_squares": tuple(values.get("density_squares", ())),
+            "dampings": {name: Damping(*map(float, pair)) for name, pair in values.get("dampings", {}).items()},
         }
     )
 
@@ -221,6 +238,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         or (recipe.tune == "lora" and recipe.start_from is None),
         f"tile must be a multiple of 512 px and hold a crop, got {side}": side is not None
         and (side % 512 != 0 or side < recipe.crop),
+        "dampings must name markers of the recipe": recipe.heads is not None
+        and not set(recipe.heads.dampings) <= set(recipe.markers),
         "markers must have different names": len(set(map(canonical, recipe.markers))) != len(recipe.markers),
         "steps, batch and lora_rank must be at least 1": min(recipe.steps, recipe.batch, recipe.lora_rank) < 1,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.decoder import OverlapHead, flow_scales, with_ring
 from mupd_wsi.model.densities import density_views
@@ -146,6 +147,19 @@ def test_a_step_of_a_draw_sees_its_reach_and_no_more(network):
         features[:, inside.start // 4 : inside.stop // 4, inside.start // 4 : inside.stop // 4] = kept
         after = network.decode(features, image, torch.tensor([0.6]), noisy)[..., place, place]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_a_deviation_is_counted_from_what_the_read_out_tells_and_in_its_spread():
+    rising = Calibration((0.0, 0.0), (16.0, 16.0), ((0.0, 8.0), (0.0, 16.0)))  # the mean root: half of the read-out's
+    power = Calibration((0.0, 0.0), (16.0, 16.0), ((4.0, 68.0 + 4.0 * 12), (0.0, 0.0)))
+    moments = RootMoments(rising, power, (0.5, 0.25))
+    readout = torch.full((1, 2, 1, 1), 64.0)  # its root is 8
+    away = moments.deviations(torch.tensor([6.0, 9.0]).view(1, 2, 1, 1), readout).flatten()
+    spread = (4.0 + (68.0 + 48.0 - 4.0) / 2 - 16.0) ** 0.5
+    torch.testing.assert_close(away, torch.tensor([(6.0 - 4.0) / spread, (9.0 - 8.0) / 0.25]))
+    back = moments.roots(away.view(1, 2, 1, 1), readout).flatten()
+    torch.testing.assert_close(back, torch.tensor([6.0, 9.0]))
+    assert moments.roots(torch.full((1, 2, 1, 1), -100.0), readout).max() == 0
 
 
 def test_density_views_are_means_of_squares_and_their_products():

@@ -13,7 +13,7 @@ from mupd_wsi.model import load_model
 from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.training.finished import least_squares, moved
 from mupd_wsi.training.heads import HeadTrainer
-from mupd_wsi.training.recipe import HEADS, load_recipe
+from mupd_wsi.training.recipe import HEADS, Damping, load_recipe
 from mupd_wsi.training.session import TrainOptions, train
 from mupd_wsi.training.sources import open_pairs
 
@@ -76,7 +76,8 @@ def test_the_read_out_is_the_best_linear_map_of_the_features(trained):
     recipe, run, _, _ = trained
     trainer = HeadTrainer(recipe, run, open_pairs(recipe, run / "tiles"))
     squares = trainer.squares()
-    weights = least_squares(squares, recipe.finished_config.patch, ridge=1e-9)
+    plain = [Damping(1e-10, 1e-10)] * len(recipe.markers)
+    weights = least_squares(squares, recipe.finished_config.patch, plain)
 
     def error(head):
         total = 0.0
@@ -91,6 +92,18 @@ def test_the_read_out_is_the_best_linear_map_of_the_features(trained):
     best = error(weights)
     for _ in range(3):
         assert error(weights + 0.05 * weights.std() * torch.randn(weights.shape, generator=generator)) > best
+
+
+def test_what_is_damped_of_a_marker_is_not_used_for_it_and_for_the_others_it_is(trained):
+    recipe, run, _, _ = trained
+    trainer = HeadTrainer(recipe, run, open_pairs(recipe, run / "tiles"))
+    squares, patch, markers = trainer.squares(), recipe.finished_config.patch, len(recipe.markers)
+    plain = least_squares(squares, patch, [Damping()] * markers).unflatten(1, (-1, markers))
+    dampings = [Damping(views=1e9)] + [Damping()] * (markers - 1)
+    damped = least_squares(squares, patch, dampings).unflatten(1, (-1, markers))
+    width = squares.features.shape[-1]
+    assert damped[width:-1, :, 0].abs().max() < 1e-6 < plain[width:-1, :, 0].abs().max()
+    torch.testing.assert_close(damped[..., 1:], plain[..., 1:])
 
 
 def test_turned_squares_are_views_of_the_same_pixels():
