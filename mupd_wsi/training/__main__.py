@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from mupd_wsi.errors import MupdError
 from mupd_wsi.training.recipe import load_recipe
+from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.trainer import Trainer, TrainingProgress
 
 
+@told_in_a_line
 def main() -> int:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training", description=__doc__)
@@ -22,13 +23,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, each with a share of every batch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    try:
-        trainer = Trainer(load_recipe(arguments.recipe), arguments.run, arguments.threads)
-        trainer.resume()
-        trainer.run(_print)
-    except MupdError as error:
-        sys.stderr.write(f"training: error: {error}\n")
-        return 3
+    trainer = Trainer(load_recipe(arguments.recipe), arguments.run, arguments.threads)
+    trainer.resume()
+    trainer.run(_print)
     return 0
 
 

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mupd_wsi.errors import MupdError
 from mupd_wsi.model.devices import resolve_device
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.loading import load_model
@@ -36,6 +35,7 @@ from mupd_wsi.training.neighbours import SquareReader
 from mupd_wsi.training.objective import Objective
 from mupd_wsi.training.recipe import Recipe, load_recipe
 from mupd_wsi.training.sources import PairSource, open_pairs
+from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import CropSampler, PairedTiles
 from mupd_wsi.training.trainer import autocast
 from mupd_wsi.training.unet import PlainUNet, unet_of_size
@@ -206,6 +206,7 @@ def _with_margin(
         yield around.read(place.x * side - MARGIN, place.y * side - MARGIN, side + 2 * MARGIN), tiles.markers[i]
 
 
+@told_in_a_line
 def main() -> int:
     """Parse the command line, fit, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training.baselines", description=__doc__)
@@ -218,17 +219,13 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    try:
-        recipe, device = load_recipe(arguments.recipe), resolve_device(arguments.device)
-        with closing(open_pairs(recipe, arguments.run / "tiles")) as pairs:
-            tables = measure_baselines(recipe, pairs, arguments.seconds, device)
-            if arguments.model:
-                with closing(load_model(arguments.model, device=device)) as stainer:
-                    table = measure_tiles(stainer, pairs.tiles("dev"), pairs.around(), SampleOptions("mean"))
-                tables = {stainer.info.name: table} | tables
-    except MupdError as error:
-        sys.stderr.write(f"baselines: error: {error}\n")
-        return 3
+    recipe, device = load_recipe(arguments.recipe), resolve_device(arguments.device)
+    with closing(open_pairs(recipe, arguments.run / "tiles")) as pairs:
+        tables = measure_baselines(recipe, pairs, arguments.seconds, device)
+        if arguments.model:
+            with closing(load_model(arguments.model, device=device)) as stainer:
+                table = measure_tiles(stainer, pairs.tiles("dev"), pairs.around(), SampleOptions("mean"))
+            tables = {stainer.info.name: table} | tables
     arguments.run.mkdir(parents=True, exist_ok=True)
     (arguments.run / "baselines.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(comparison(tables))

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mupd_wsi.errors import MupdError
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration, RootMoments
@@ -31,6 +30,7 @@ from mupd_wsi.training.measure import markdown_table, measure_tiles
 from mupd_wsi.training.neighbours import stain_tiles
 from mupd_wsi.training.recipe import CHECKPOINT, HEADS, Recipe, load_recipe
 from mupd_wsi.training.sources import PairSource, open_pairs
+from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import PairedTiles, TilePlace
 
 SAMPLED_TILES = 14  # train tiles that the curves and windows of the draws are taken from
@@ -169,6 +169,7 @@ def _at(tiles: PairedTiles, chosen: NDArray[np.int_]) -> tuple[TilePlace, ...]:
     return tuple(tiles.places[i] for i in chosen)
 
 
+@told_in_a_line
 def main() -> int:
     """Parse the command line and export."""
     parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training.export", description=__doc__)
@@ -177,13 +178,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the bundle")
     parser.add_argument("--calibrate-on", type=int, help="train tiles to fit the curves on (default: all)")
     arguments = parser.parse_args()
-    try:
-        info = export(
-            load_recipe(arguments.recipe), arguments.run, arguments.output, calibrate_on=arguments.calibrate_on
-        )
-    except MupdError as error:
-        sys.stderr.write(f"export: error: {error}\n")
-        return 3
+    info = export(load_recipe(arguments.recipe), arguments.run, arguments.output, calibrate_on=arguments.calibrate_on)
     for split, table in info.metrics.items():
         sys.stdout.write(f"\n{split}\n{markdown_table(table)}")
     return 0

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mupd_wsi.errors import MupdError, UsageError
+from mupd_wsi.errors import UsageError
 from mupd_wsi.model.bundle import state_hash
 from mupd_wsi.model.calibration import RootMoments
 from mupd_wsi.model.decoder import flow_scales, with_ring
@@ -36,6 +36,7 @@ from mupd_wsi.training.fitting import CurveCounts
 from mupd_wsi.training.recipe import CHECKPOINT, HEADS, Damping, Recipe, load_recipe
 from mupd_wsi.training.replicas import Replicas
 from mupd_wsi.training.sources import PairSource, open_pairs
+from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.trainer import (
     CHECKPOINT_SECONDS,
     RunningMeans,
@@ -248,6 +249,7 @@ def _of_heads(name: str) -> bool:
     return name.partition(".")[0] in ("readout_head", "decoder")
 
 
+@told_in_a_line
 def main() -> int:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training.heads", description=__doc__)
@@ -266,13 +268,9 @@ def main() -> int:
             sys.stderr.write(f"features of square {done}/{of}\n")
 
     torch.set_num_threads(1)  # what is large is shared out among threads of its own
-    try:
-        recipe = load_recipe(arguments.recipe)
-        with closing(open_pairs(recipe, arguments.run / "tiles")) as pairs:
-            HeadTrainer(recipe, arguments.run, pairs, arguments.threads).run(show, show_preparing)
-    except MupdError as error:
-        sys.stderr.write(f"heads: error: {error}\n")
-        return 3
+    recipe = load_recipe(arguments.recipe)
+    with closing(open_pairs(recipe, arguments.run / "tiles")) as pairs:
+        HeadTrainer(recipe, arguments.run, pairs, arguments.threads).run(show, show_preparing)
     return 0
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mupd_wsi.errors import MupdError
 from mupd_wsi.evaluation.agreement import PATCHES, Agreement
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.training.neighbours import SlideOfTiles, SquareReader, stain_tiles
+from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import PairedTiles, load_tiles
 
 LEFT_OUT_OF_MEAN = "Autofluorescence"  # no stain: what the tissue does by itself
@@ -93,6 +93,7 @@ def markdown_table(table: Mapping[str, Mapping[str, float]]) -> str:
     return head + "\n".join(lines) + "\n"
 
 
+@told_in_a_line
 def main() -> int:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training.measure", description=__doc__)
@@ -102,12 +103,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="network evaluations of a sample (default: the model's)")
     parser.add_argument("--split", default="dev")
     arguments = parser.parse_args()
-    try:
-        options = SampleOptions(arguments.readout, arguments.steps)
-        table = measure(load_model(arguments.model), arguments.data, options, arguments.split)
-    except MupdError as error:
-        sys.stderr.write(f"measure: error: {error}\n")
-        return 3
+    options = SampleOptions(arguments.readout, arguments.steps)
+    table = measure(load_model(arguments.model), arguments.data, options, arguments.split)
     sys.stdout.write(markdown_table(table))
     return 0
 

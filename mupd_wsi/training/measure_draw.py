@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mupd_wsi.errors import MupdError
 from mupd_wsi.evaluation.agreement import Agreement
 from mupd_wsi.evaluation.cells import find_cells, nuclear_threshold
 from mupd_wsi.evaluation.realism import WAVELENGTHS, Realism
@@ -25,6 +24,7 @@ from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.training.fitting import HIGH_QUANTILE, POSITIVE_SHARE
 from mupd_wsi.training.measure import LEFT_OUT_OF_MEAN
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
+from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import PairedTiles, load_tiles
 
 REQUIRED_MARKERS = 12
@@ -100,6 +100,7 @@ def _channels(tiles: PairedTiles) -> range:
     return range(tiles.markers.shape[1])
 
 
+@told_in_a_line
 def main() -> int:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training.measure_draw", description=__doc__)
@@ -109,12 +110,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="dev")
     arguments = parser.parse_args()
-    try:
-        options = SampleOptions("sample", arguments.steps, arguments.seed)
-        table = measure_draw(load_model(arguments.model), arguments.data, options, arguments.split)
-    except MupdError as error:
-        sys.stderr.write(f"measure_draw: error: {error}\n")
-        return 3
+    options = SampleOptions("sample", arguments.steps, arguments.seed)
+    table = measure_draw(load_model(arguments.model), arguments.data, options, arguments.split)
     sys.stdout.write(draw_table(table))
     return 0
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.engine.looking import look_at
-from mupd_wsi.errors import MupdError, SlideError, UsageError
+from mupd_wsi.errors import SlideError, UsageError
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.normalising import StainProfile, StainTransfer
@@ -27,6 +27,7 @@ from mupd_wsi.slides import open_slide
 from mupd_wsi.training.fitting import fit_stain_reference
 from mupd_wsi.training.measure import MEAN_ROW, Table, measure_tiles
 from mupd_wsi.training.neighbours import SlideOfTiles, SquareReader
+from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import PairedTiles, load_tiles
 
 PATCHES = ("pearson_1px", "pearson_8px", "pearson_64px")
@@ -114,6 +115,7 @@ def _shown(table: Table) -> str:
     return " / ".join(f"{table[MEAN_ROW][p]:.3f}" for p in PATCHES)
 
 
+@told_in_a_line
 def main() -> int:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m mupd_wsi.training.recolored", description=__doc__)
@@ -122,14 +124,10 @@ def main() -> int:
     parser.add_argument("--like", type=Path, action="append", required=True, help="a slide; may be given again")
     parser.add_argument("--split", default="dev")
     arguments = parser.parse_args()
-    try:
-        with closing(load_model(arguments.model)) as stainer:
-            for line in lines(stainer, arguments.data, arguments.split, arguments.like):
-                sys.stdout.write(f"{line}\n")
-                sys.stdout.flush()
-    except MupdError as error:
-        sys.stderr.write(f"recolored: error: {error}\n")
-        return 3
+    with closing(load_model(arguments.model)) as stainer:
+        for line in lines(stainer, arguments.data, arguments.split, arguments.like):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
     return 0
 
 
