@@ -27,7 +27,7 @@ TINY_SIDE: Final = 300
 #: Stages of a record that are no overhead: reading tiles, the network, writing the image.
 WORK: Final = ("read", "network", "write", "finish")
 #: Side of the slide that the workers share; it takes one of them minutes.
-SHARED_SIDE: Final = 16_000
+SHARED_SIDE: Final = 20_000
 
 
 def tiny(folder: Path, _runs: int, count: int = TINY, *more: str) -> list[Figure]:

@@ -1,6 +1,8 @@
 """Prints the seconds a tile that the network takes in one way of running it on a processor; all markers, read-out.
 
 python -m benchmarks.choices WAY
+
+``torch.compile`` is not among the ways: it had not done with the first tile after 200 s, and a run takes half of that.
 """
 
 from __future__ import annotations
@@ -21,9 +23,8 @@ from mupd_wsi.model import SampleOptions, Stainer, load_model
 CHOSEN: Final = "a tile a thread, fp32"
 BF16: Final = "a tile a thread, bf16"
 ALL_CORES: Final = "a tile on all cores"
-COMPILED: Final = "compiled"
 PROCESSES: Final = "a process a core"
-OTHERS: Final = (BF16, ALL_CORES, COMPILED, PROCESSES)
+OTHERS: Final = (BF16, ALL_CORES, PROCESSES)
 #: Tiles for each core that are timed.
 TILES_A_CORE: Final = 6
 #: Tells a process of :data:`PROCESSES` which core is its own.
@@ -56,8 +57,6 @@ def _stainer(way: str) -> Stainer:
     stainer = load_model("mupd-mini", device="cpu", precision=precision, batch_size=1 if way == ALL_CORES else None)
     if way == ALL_CORES:
         stainer._threads = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(_cores(),))
-    if way == COMPILED:
-        stainer._network = torch.compile(stainer._network, dynamic=False)
     return stainer
 
 

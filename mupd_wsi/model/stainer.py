@@ -291,7 +291,7 @@ class Stainer:
         self, rgb: NDArray[np.uint8], part: Area | None = None, network: MuPDNetwork | None = None
     ) -> PredictX0:
         """The network with the H&E of tiles bound to it, and what is wanted of them."""
-        network, image = network or self._network, self._image(rgb)
+        network, image = self._network if network is None else network, self._image(rgb)
         lead = self.info.lead // self.info.network.trunk_stride
 
         def predict(noisy: Tensor | None, t: Tensor) -> Tensor:

@@ -21,19 +21,19 @@ from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.loading import load_model
-from mupd_wsi.model.stainer import SampleOptions
+from mupd_wsi.model.stainer import SampleOptions, Stainer
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.adapters import merged
 from mupd_wsi.training.finished import tile_shape
 from mupd_wsi.training.fitting import SHOWN_AREA, CurveCounts, display_windows, fit_stain_reference
 from mupd_wsi.training.measure import markdown_table, measure_tiles
-from mupd_wsi.training.neighbours import stain_tiles
+from mupd_wsi.training.neighbours import SquareReader, stain_tiles
 from mupd_wsi.training.recipe import CHECKPOINT, HEADS, Recipe, load_recipe
 from mupd_wsi.training.sources import PairSource, open_pairs
 from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import PairedTiles, TilePlace
 
-SAMPLED_TILES = 14  # train tiles that the curves and windows of the draws are taken from
+SAMPLED_TILES = 19  # dev tiles at most that the curves and windows of the draws are taken from
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "Hoechst": (64, 96, 255),
@@ -91,15 +91,11 @@ def export(
     for i, roots in zip(chosen, stain_tiles(raw, slide, _at(train, chosen), SampleOptions("mean")), strict=True):
         counts.add(roots, train.markers[i])
     calibration = counts.fit()
-    drawn, levels = CurveCounts.empty(len(recipe.markers)), np.zeros((len(recipe.markers), 256), np.int64)
-    some = chosen[:: max(1, len(chosen) // SAMPLED_TILES)]
-    for i, roots in zip(some, stain_tiles(raw, slide, _at(train, some), SampleOptions("sample")), strict=True):
-        drawn.add(roots, train.markers[i])
-        levels += np.stack([np.bincount(plane.ravel(), minlength=256) for plane in train.markers[i]])
-    draw_calibration = drawn.match(levels)
+    dev = source.tiles("dev")
+    draw_calibration, drawn = match_draws(raw, slide, dev)
     display = {
         "mean": display_windows(counts.pixels, calibration, train.markers, SHOWN_AREA["mean"]),
-        "sample": display_windows(drawn.pixels, draw_calibration, train.markers, SHOWN_AREA["sample"]),
+        "sample": display_windows(drawn, draw_calibration, dev.markers, SHOWN_AREA["sample"]),
     }
     reference = fit_stain_reference(train.he, train.patch_tissue)
     info = replace(
@@ -112,10 +108,27 @@ def export(
     write_bundle(folder, info, weights)
     stainer = load_model(folder)
     metrics = {
-        "dev": measure_tiles(stainer, source.tiles("dev"), slide, SampleOptions("mean")),
-        "dev_sample": measure_tiles(stainer, source.tiles("dev"), slide, SampleOptions("sample")),
+        "dev": measure_tiles(stainer, dev, slide, SampleOptions("mean")),
+        "dev_sample": measure_tiles(stainer, dev, slide, SampleOptions("sample")),
     }
     return write_bundle(folder, replace(info, metrics=metrics), weights)
+
+
+def match_draws(raw: Stainer, slide: SquareReader, tiles: PairedTiles) -> tuple[Calibration, NDArray[np.int64]]:
+    """Curves that give draws the real stain's distribution, and how often each root was drawn.
+
+    Args:
+        raw: draws roots as they come.
+        slide: the H&E around the tiles.
+        tiles: that training has not seen. What it has seen is drawn too faithfully, and the curves would be too steep.
+    """
+    channels = len(raw.info.panel)
+    drawn, levels = CurveCounts.empty(channels), np.zeros((channels, 256), np.int64)
+    some = np.unique(np.linspace(0, len(tiles.places) - 1, SAMPLED_TILES).astype(int))
+    for i, roots in zip(some, stain_tiles(raw, slide, _at(tiles, some), SampleOptions("sample")), strict=True):
+        drawn.add(roots, tiles.markers[i])
+        levels += np.stack([np.bincount(plane.ravel(), minlength=256) for plane in tiles.markers[i]])
+    return drawn.match(levels), drawn.pixels
 
 
 def _raw_info(

@@ -121,9 +121,9 @@ def display_windows(
     that ``shown_area`` times the really positive area exceeds, up to its own upper quantile.
 
     Args:
-        pixels: histogram of predicted roots on training tiles, (C, BINS) as in :class:`CurveCounts`.
+        pixels: histogram of predicted roots on some tiles, (C, BINS) as in :class:`CurveCounts`.
         calibration: from those roots to intensities.
-        real: uint8 (N, C, H, W), all training tiles.
+        real: uint8 (N, C, H, W), of these tiles.
         shown_area: see :data:`SHOWN_AREA`.
     """
     windows = []
