@@ -47,7 +47,7 @@ def test_two_processes_a_bad_slide_and_one_that_is_killed(tmp_path: Path) -> Non
 
     def kill_one(progress: BatchProgress) -> None:
         processes = multiprocessing.active_children()
-        if processes and not killed and len(progress.active) == len(processes):  # an idle one's death would cost nothing
+        if processes and not killed and len(progress.active) == len(processes):  # an idle one's death costs nothing
             killed.append(processes[0].pid or 0)
             os.kill(killed[0], signal.SIGKILL)
 
