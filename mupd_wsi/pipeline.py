@@ -8,8 +8,8 @@ to run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mupd_wsi.engine.damage import told
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.journal import Core, packed
-from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch
+from mupd_wsi.engine.overlap import Background, Stopwatch, prefetch, threads
 from mupd_wsi.engine.planning import plan_stain
 from mupd_wsi.engine.resources import DEFAULT_MODEL, DEFAULT_OPTIONS, opened_job
 from mupd_wsi.engine.seams import SeamCheck
@@ -136,7 +136,7 @@ def _run(
     needed = tiles_to_read(job, missing)
     try:
         with (
-            _threads(job.workers) as rendering,
+            threads(job.workers, "mupd-render") as rendering,
             Background[Rendering](partial(_write, job, work, writer, gathered, seams, watch), depth=1) as behind,
             closing(
                 prefetch(_timed_read(job, watch), needed, workers=job.workers, ahead=2 * batch + job.workers)
@@ -194,17 +194,6 @@ def _rendered(job: StainJob, tile: Tile, planes: Intensities, watch: Stopwatch) 
     with watch.stage("render"):
         pixels, positivity = job.render(tile.core, tile.crop(planes))
         return Core(tile.index, pixels, positivity, job.on_damage(tile), packed(pixels))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that leave out what has not begun when an error passes."""
-    with ThreadPoolExecutor(count, "mupd-render") as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.uint8]]:

@@ -37,11 +37,19 @@ def prefetch(
         ahead: how many items may be done or being worked on before the taker asks for them.
         thread_name: how the threads are called.
     """
-    with ThreadPoolExecutor(workers, thread_name) as pool:
+    with threads(workers, thread_name) as pool:
+        yield from in_order(pool, _answering(work), items, ahead)
+
+
+@contextmanager
+def threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that leave out what has not begun when an error passes, or a generator is closed."""
+    with ThreadPoolExecutor(count, name) as pool:
         try:
-            yield from in_order(pool, _answering(work), items, ahead)
-        finally:
+            yield pool
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _answering(work: Callable[[Item], Result]) -> Callable[[Item], Result]:
