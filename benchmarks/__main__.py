@@ -24,6 +24,7 @@ from benchmarks.choices import CHOSEN, OTHERS
 from benchmarks.figures import Figure
 from benchmarks.measured_run import MeasuredRun, measured_run
 from benchmarks.orion_slide import write_slide
+from mupd_wsi.model.devices import usable_cores
 
 HERE = Path(__file__).parent
 DATA = HERE.parent.parent / "shared" / "data"
@@ -75,8 +76,7 @@ def height(folder: Path, _runs: int) -> list[Figure]:
     peaks = []
     for repeat in (1, 2, 4):
         slide = folder / f"height-{repeat}.tif"
-        command = [sys.executable, str(HERE.parent / "sample_data" / "make_synthetic_slide.py"), str(slide)]
-        measured_run([*command, "--size", f"3072x{3072 * repeat}", "--mpp", "1.3"])
+        batches.synthetic(slide, 3072, 3072 * repeat, mpp=1.3)
         peaks.append(stain(slide, "all", folder).peak_bytes)
     return [
         Figure("peak memory at 2 x the height", peaks[1] / peaks[0], "x", 1.10),
@@ -87,8 +87,7 @@ def height(folder: Path, _runs: int) -> list[Figure]:
 def identity(folder: Path, runs: int) -> list[Figure]:
     """A model that costs nothing on 20,000 px square: ours over libvips, and over whom else there is."""
     slide = folder / "identity.svs"
-    script = HERE.parent / "sample_data" / "make_synthetic_slide.py"
-    measured_run([sys.executable, str(script), str(slide), "--size", "20000x20000", "--mpp", "0.5"])
+    batches.synthetic(slide, 20_000)
     peers = {"wsi-tile-processor": [sys.executable, "-m", "benchmarks.peer_run"]} if find_spec(PEER) else {}
     if python := os.environ.get(LAZYSLIDE_PYTHON):
         peers["lazyslide"] = [python, "-m", "benchmarks.lazyslide_run"]
@@ -123,8 +122,7 @@ def identity(folder: Path, runs: int) -> list[Figure]:
 def _mini_by_peer(folder: Path, runs: int) -> Figure:
     """The shipped model, CD8, through this engine and through wsi-tile-processor: the same tiles of the same slide."""
     slide = folder / "mini.svs"
-    script = HERE.parent / "sample_data" / "make_synthetic_slide.py"
-    measured_run([sys.executable, str(script), str(slide), "--size", f"{MINI_SIDE}x{MINI_SIDE}", "--mpp", "1.3"])
+    batches.synthetic(slide, MINI_SIDE, mpp=1.3)
     times = []
     for _ in range(runs):
         ours = stain(slide, "CD8", folder, "--no-tissue-mask", "--no-normalise")
@@ -142,7 +140,7 @@ def choices(_folder: Path, runs: int) -> list[Figure]:
         chosen = float(measured_run([*module, CHOSEN]).output)
         for other in OTHERS:
             taken.setdefault(other, []).append(chosen / float(measured_run([*module, other]).output))
-    return [Figure(f"network: {CHOSEN} / {other}", statistics.median(taken[other]), "x", 1.10) for other in OTHERS]
+    return [Figure(f"network: {CHOSEN} / {other}", statistics.median(taken[other]), "x", 1.05) for other in OTHERS]
 
 
 def resume(folder: Path, runs: int) -> list[Figure]:
@@ -166,7 +164,7 @@ def _keep_results(figures: list[Figure], runs: int) -> None:
     how = {
         "runs": runs,
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "date": str(date.today()),
     }
     kept |= {figure.name: asdict(figure) | {"kept": figure.kept} | how for figure in figures}

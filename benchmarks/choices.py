@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mupd_wsi.model import SampleOptions, Stainer, load_model
+from mupd_wsi.model.devices import usable_cores
 
 #: What the engine does: docs/decisions/0004.
 CHOSEN: Final = "a tile a thread, fp32"
@@ -36,7 +37,7 @@ def seconds_a_tile(way: str) -> float:
     if way == PROCESSES:
         return _by_processes()
     stainer = _stainer(way)
-    count = TILES_A_CORE * (1 if CORE in os.environ else _cores())
+    count = TILES_A_CORE * (1 if CORE in os.environ else usable_cores())
     side, halo = stainer.info.tile, stainer.info.halo
     tiles = np.random.default_rng(0).integers(60, 250, (count, side, side, 3), np.uint8)
     places = [(512 * i, 0) for i in range(count)]
@@ -56,7 +57,7 @@ def _stainer(way: str) -> Stainer:
     precision = "bf16" if way == BF16 else "fp32"
     stainer = load_model("mupd-mini", device="cpu", precision=precision, batch_size=1 if way == ALL_CORES else None)
     if way == ALL_CORES:
-        stainer._threads = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(_cores(),))
+        stainer._threads = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(usable_cores(),))
     return stainer
 
 
@@ -76,10 +77,6 @@ def _by_processes() -> float:
         process.stdin.flush()
     found = [float(process.communicate()[0]) for process in running]
     return max(found) / len(found)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":
