@@ -1,14 +1,14 @@
 """Staining a slide from start to finish: the one module that knows slides, network, stitching and writers together.
 
-Reader threads fill a queue of tiles; the caller's thread feeds the network; what it makes is rendered in threads, and
-one background thread keeps, stitches and writes. All overlap, and every result is independent of how the threads happen
-to run.
+Reader threads fill a queue of tiles; the caller's thread feeds the network; what it makes is rendered and kept in
+threads, and one background thread stitches and writes. All overlap, and every result is independent of how the threads
+happen to run. A run that goes on from an earlier one does not wait for that one's tiles to be written again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -62,8 +62,8 @@ __all__ = [
     "stain_slide",
 ]
 
-#: The cores of a batch of tiles, on their way from intensities to pixels.
-Rendering = Sequence[Future[Core]]
+#: The cores of a batch of tiles, on their way from intensities to pixels; an index where the work folder has it.
+Rendering = Sequence[Future[Core | int]]
 
 #: More markers than this are counted in the preview's subtitle; its legend names them all.
 MAX_NAMED_MARKERS: Final = 6
@@ -132,20 +132,22 @@ def _run(
     done = resumed = len(tiles) - len(missing)
     report(Progress(done, len(tiles), resumed))
     writer = open_writer(work.staged(job.place.output), job.spec, format=job.place.file_format)
-    batch = job.stainer.batch_size
+    ahead = 2 * job.stainer.batch_size + job.workers
     needed = tiles_to_read(job, missing)
     try:
         with (
             threads(job.workers, "mupd-render") as rendering,
             Background[Rendering](partial(_write, job, work, writer, gathered, seams, watch), depth=1) as behind,
-            closing(
-                prefetch(_timed_read(job, watch), needed, workers=job.workers, ahead=2 * batch + job.workers)
-            ) as read,
+            closing(prefetch(_timed_read(job, watch), needed, workers=job.workers, ahead=ahead)) as read,
             closing(stained_tiles(job, read, watch, missing)) as stained,
         ):
             for finished, intensities in stained:
                 pairs = zip(finished, intensities, strict=True)
-                behind.put([rendering.submit(_rendered, job, tile, planes, watch) for tile, planes in pairs])
+                batch = [rendering.submit(_rendered, job, work, tile, planes, watch) for tile, planes in pairs]
+                caught_up = work.caught_up
+                if not caught_up:
+                    wait(batch)  # then it is on the disk, and may wait without its pixels
+                behind.put(batch, wait=caught_up)
                 done += len(finished)
                 report(Progress(done, len(tiles), resumed))
             with watch.stage("seams"):
@@ -167,11 +169,11 @@ def _write(
     watch: Stopwatch,
     rendering: Iterable[Rendering],
 ) -> None:
-    """Runs in the background thread: keep, stitch, write."""
+    """Runs in the background thread: stitch, write."""
     grid = job.grid
     rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
     stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
-    cores = work.with_kept((core.result() for batch in rendering for core in batch), job)
+    cores = work.in_order(job.cores(), (core.result() for batch in rendering for core in batch), job)
     for where, pixels in stitcher.bands(_placed(job, cores, gathered, seams)):
         with watch.stage("write"):
             writer.write(where, pixels)
@@ -190,10 +192,10 @@ def _placed(
         yield _to_output(where, job.grid.region), core.pixels
 
 
-def _rendered(job: StainJob, tile: Tile, planes: Intensities, watch: Stopwatch) -> Core:
+def _rendered(job: StainJob, work: Work, tile: Tile, planes: Intensities, watch: Stopwatch) -> Core | int:
     with watch.stage("render"):
         pixels, positivity = job.render(tile.core, tile.crop(planes))
-        return Core(tile.index, pixels, positivity, job.on_damage(tile), packed(pixels))
+        return work.keep(Core(tile.index, pixels, positivity, job.on_damage(tile), packed(pixels)), job)
 
 
 def _timed_read(job: StainJob, watch: Stopwatch) -> Callable[[Tile], NDArray[np.uint8]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Journal:
     A record is handed to the system whole as soon as it is made, so killing the process loses none; :meth:`sync` has
     them on the disk itself, against a loss of power.
 
-    Memory bound: a few numbers a tile.
+    Tiles may be kept and replayed in several threads. Memory bound: a few numbers a tile.
 
     Args:
         path: of the log; made where it is missing, cut off after its last whole record.
@@ -83,6 +84,7 @@ class Journal:
     def __init__(self, path: Path, key: bytes) -> None:
         self._places: dict[int, _Place] = {}
         self._notes: list[bytes] = []
+        self._lock: Final = threading.Lock()
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         self._stream: Final[BinaryIO] = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         end = self._scan(MAGIC + key)
@@ -93,9 +95,6 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._places)
-
-    def __contains__(self, index: object) -> bool:
-        return index in self._places
 
     @property
     def closed(self) -> bool:
@@ -112,14 +111,16 @@ class Journal:
         frame = core.packed or packed(core.pixels)
         flags = _ON_DAMAGE if core.on_damage else 0
         record = _record(_TILE, core.index, core.positivity, flags, frame)
-        start = self._stream.tell() + len(record) - len(frame)
-        self._append(record)
-        self._places[core.index] = _Place(start, len(frame), core.positivity, core.on_damage)
+        with self._lock:
+            start = self._stream.tell() + len(record) - len(frame)
+            self._append(record)
+            self._places[core.index] = _Place(start, len(frame), core.positivity, core.on_damage)
 
     def note(self, text: bytes) -> None:
         """Append something to be remembered beside the tiles."""
-        self._append(_record(_NOTE, 0, 0.0, 0, text))
-        self._notes.append(text)
+        with self._lock:
+            self._append(_record(_NOTE, 0, 0.0, 0, text))
+            self._notes.append(text)
 
     def forget_damaged(self) -> None:
         """Leave out the tiles that were made from damaged parts of the slide."""
@@ -136,12 +137,13 @@ class Journal:
             OutputError: the log was changed since it was opened, or its disk fails.
         """
         place = self._places[index]
-        here = self._stream.tell()
-        try:
-            self._stream.seek(place.offset)
-            frame = self._read(place.length)
-        finally:
-            self._stream.seek(here)
+        with self._lock:
+            here = self._stream.tell()
+            try:
+                self._stream.seek(place.offset)
+                frame = self._read(place.length)
+            finally:
+                self._stream.seek(here)
         try:
             pixels = np.frombuffer(imagecodecs.lz4_decode(frame, out=int(np.prod(core))), np.uint8).reshape(core)
         except (RuntimeError, ValueError) as error:
@@ -150,9 +152,9 @@ class Journal:
             ) from error
         return Core(index, pixels, place.positivity, place.on_damage)
 
-    def indices(self) -> list[int]:
-        """The kept tiles, rising."""
-        return sorted(self._places)
+    def indices(self) -> frozenset[int]:
+        """The kept tiles."""
+        return frozenset(self._places)
 
     def sync(self) -> None:
         """Have all records on the disk itself. May be called from another thread."""

@@ -72,7 +72,7 @@ class Background(Generic[Item]):
     """One thread that works through items in order, while the caller makes the next ones.
 
     As a context manager it finishes all items on a normal exit, and drops what is left when an exception passes.
-    Memory bound: ``depth`` items waiting and one at work.
+    Memory bound: ``depth`` items waiting and one at work, besides those that were put without waiting.
 
     Args:
         work: runs in the thread with an iterator over the items; must take them all.
@@ -80,20 +80,26 @@ class Background(Generic[Item]):
     """
 
     def __init__(self, work: Callable[[Iterator[Item]], None], depth: int) -> None:
-        self._queue: queue.Queue[Item | None] = queue.Queue(depth)
+        self._queue: queue.SimpleQueue[tuple[Item | None, bool]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(depth)
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(work,), name="mupd-write", daemon=True)
         self._thread.start()
 
-    def put(self, item: Item) -> None:
-        """Hand over an item; raises what the thread has raised, as soon as it has."""
-        self._offer(item)
+    def put(self, item: Item, *, wait: bool = True) -> None:
+        """Hand over an item; raises what the thread has raised, as soon as it has.
+
+        Args:
+            item: any.
+            wait: for room among the items that wait; False is for items that take no memory to speak of.
+        """
+        self._offer(item, wait=wait)
 
     def finish(self) -> None:
         """Wait until all items are worked through; raises what the thread has raised."""
         try:
-            self._offer(None)
+            self._offer(None, wait=False)
             while self._thread.is_alive():
                 self._thread.join(POLL_S)
             self._check()
@@ -117,14 +123,11 @@ class Background(Generic[Item]):
         else:
             self.stop()
 
-    def _offer(self, item: Item | None) -> None:
-        while True:
+    def _offer(self, item: Item | None, *, wait: bool) -> None:
+        self._check()
+        while wait and not self._room.acquire(timeout=POLL_S):
             self._check()
-            try:
-                self._queue.put(item, timeout=POLL_S)
-            except queue.Full:
-                continue
-            return
+        self._queue.put((item, wait))
 
     def _check(self) -> None:
         if isinstance(self._error, SystemExit):
@@ -143,9 +146,11 @@ class Background(Generic[Item]):
     def _items(self) -> Iterator[Item]:
         while not self._stopping.is_set():
             try:
-                item = self._queue.get(timeout=POLL_S)
+                item, takes_room = self._queue.get(timeout=POLL_S)
             except queue.Empty:
                 continue
+            if takes_room:
+                self._room.release()
             if item is None:
                 return
             yield item

@@ -11,7 +11,6 @@ import json
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from heapq import merge
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -61,6 +60,10 @@ class Work:
         self._journal: Final = journal
         self._ownership: Final = ownership
         self._damaged: Final = damaged
+        self._earlier: Final = journal.indices()
+        self._lock: Final = threading.Lock()
+        self._caught_up = not self._earlier
+        self._waiting = 0
         self.resumed: Final = len(journal)
 
     def staged(self, final: Path) -> Path:
@@ -90,22 +93,63 @@ class Work:
 
     def missing(self, tiles: Iterable[Tile]) -> tuple[Tile, ...]:
         """The tiles that are not finished yet."""
-        return tuple(tile for tile in tiles if tile.index not in self._journal)
+        return tuple(tile for tile in tiles if tile.index not in self._earlier)
 
-    def with_kept(self, fresh: Iterable[Core], job: StainJob) -> Iterator[Core]:
-        """All finished tiles in raster order: the kept ones, read back, and those that come now, which are kept.
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that an earlier run has kept, and what came meanwhile, was given by :meth:`in_order`."""
+        return self._caught_up
 
-        Memory bound: two tiles.
+    def keep(self, core: Core, job: StainJob) -> Core | int:
+        """Keep a finished tile; of one job, in any order and thread.
 
-        Args:
-            fresh: in raster order.
-            job: whose tiles they are.
+        Returns:
+            The tile, for :meth:`in_order`; its index alone until that has caught up, so that what comes meanwhile waits
+            on the disk and not in memory.
 
         Raises:
             OutputError: the disk is full or fails, or another process has taken over.
         """
-        kept = (self._replayed(index, job) for index in self._journal.indices())
-        yield from merge(kept, (self._keep(core, job) for core in fresh), key=lambda core: core.index)
+        self._ownership.require()
+        with self._lock, output_errors(self._place.output):
+            self._keeper.require()
+            if core.on_damage:
+                remember(self._journal, job.slide.damaged, self._damaged)
+            self._journal.keep(core)
+            if self._caught_up:
+                return core
+            self._waiting += 1
+            return core.index
+
+    def in_order(self, tiles: Iterable[Tile], fresh: Iterator[Core | int], job: StainJob) -> Iterator[Core]:
+        """All finished tiles: those that an earlier run has kept, read back, and those that come now.
+
+        Memory bound: one tile.
+
+        Args:
+            tiles: all of the job, in raster order.
+            fresh: what :meth:`keep` has given for the missing ones, in raster order.
+            job: whose tiles they are.
+
+        Raises:
+            OutputError: the disk fails.
+        """
+        for tile in tiles:
+            if tile.index in self._earlier:
+                yield self._replayed(tile, job)
+                continue
+            self._catch_up(0)
+            core = next(fresh)
+            if isinstance(core, Core):
+                yield core
+            else:
+                yield self._replayed(tile, job)
+                self._catch_up(1)
+
+    def _catch_up(self, given: int) -> None:
+        with self._lock:
+            self._waiting -= given
+            self._caught_up = self._caught_up or self._waiting == 0
 
     def take_back(self, made: Path) -> None:
         """Move an output back to where it was made, from the name that a run gave it that was stopped right then.
@@ -151,19 +195,9 @@ class Work:
             place.publishing.replace(place.work / LOG)
             _sweep(place, keep=())
 
-    def _replayed(self, index: int, job: StainJob) -> Core:
-        where = job.grid.tile(index).core
+    def _replayed(self, tile: Tile, job: StainJob) -> Core:
         with output_errors(self._place.output):
-            return self._journal.replay((job.spec.samples, where.height, where.width), index)
-
-    def _keep(self, core: Core, job: StainJob) -> Core:
-        self._ownership.require()
-        with output_errors(self._place.output):
-            self._keeper.require()
-            if core.on_damage:
-                remember(self._journal, job.slide.damaged, self._damaged)
-            self._journal.keep(core)
-        return core
+            return self._journal.replay((job.spec.samples, tile.core.height, tile.core.width), tile.index)
 
 
 @contextmanager

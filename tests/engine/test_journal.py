@@ -33,7 +33,7 @@ def same(one: Core, other: Core) -> bool:
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     cores = written(tmp_path / "log", 5)
     journal = Journal(tmp_path / "log", KEY)
-    assert journal.indices() == [0, 1, 2, 3, 4]
+    assert journal.indices() == {0, 1, 2, 3, 4}
     assert all(same(journal.replay(SHAPE, one.index), one) for one in cores)
     journal.close()
 
@@ -48,7 +48,7 @@ def test_it_can_be_read_while_it_grows(tmp_path: Path) -> None:
     journal.note(b"hello")
     journal.close()
     journal = Journal(tmp_path / "log", KEY)
-    assert (journal.indices(), journal.notes) == ([0, 1, 5, 9], (b"hello",))
+    assert (journal.indices(), journal.notes) == ({0, 1, 5, 9}, (b"hello",))
     journal.close()
 
 
@@ -60,12 +60,12 @@ def test_cut_off_anywhere_it_holds_what_was_whole(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         journal = Journal(path, KEY)
         kept = journal.indices()
-        assert kept == list(range(len(kept)))
+        assert kept == set(range(len(kept)))
         assert all(same(journal.replay(SHAPE, index), cores[index]) for index in kept)
         journal.keep(core(7))
         journal.close()
         again = Journal(path, KEY)
-        assert again.indices() == [*kept, 7]
+        assert again.indices() == {*kept, 7}
         assert same(again.replay(SHAPE, 7), core(7))
         again.close()
 

@@ -49,6 +49,22 @@ def test_background_works_through_all_items_in_order() -> None:
     assert seen == list(range(50))
 
 
+def test_items_put_without_waiting_take_no_room() -> None:
+    gate, seen = threading.Event(), list[int]()
+
+    def work(items: Iterator[int]) -> None:
+        gate.wait(5)
+        seen.extend(items)
+
+    with Background[int](work, depth=1) as behind:
+        for n in range(9):
+            behind.put(n, wait=False)
+        behind.put(9)
+        gate.set()
+        behind.put(10)
+    assert seen == list(range(11))
+
+
 def test_an_error_in_the_background_reaches_the_caller_while_it_still_makes_items() -> None:
     def work(items: Iterator[int]) -> None:
         for n in items:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from standins import StandInStainer, he_texture, levels_of, save_slide
 
-from mupd_wsi.engine.journal import Journal
+from mupd_wsi.engine.journal import Core, Journal
 from mupd_wsi.errors import OutputError
 from mupd_wsi.pipeline import Progress, StainOptions, stain_slide
 from mupd_wsi.request import StainResult
@@ -101,6 +102,29 @@ def test_everything_kept_takes_no_network(slide: Path, tmp_path: Path, monkeypat
     result = run(slide, tmp_path / "o.ome.tiff", stainer)
     assert stainer.own_origins == []
     assert result.details["tiles"]["resumed"] == TILES
+
+
+def test_the_network_does_not_wait_for_kept_tiles_to_be_written_again(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it makes meanwhile waits in the log: the writer has read one tile when the last one is stained."""
+    whole = run(slide, tmp_path / "whole.ome.tiff")
+    stopped(slide, tmp_path / "o.ome.tiff", 9)
+    gate, replay, reports = threading.Event(), Journal.replay, list[Progress]()
+
+    def replay_at_last(journal: Journal, core: tuple[int, int, int], index: int) -> Core:
+        assert gate.wait(30)
+        return replay(journal, core, index)
+
+    def look(progress: Progress) -> None:
+        reports.append(progress)
+        if progress.done == TILES:
+            gate.set()
+
+    monkeypatch.setattr(Journal, "replay", replay_at_last)
+    result = run(slide, tmp_path / "o.ome.tiff", StandInStainer(batch_size=1), progress=look)
+    assert reports[0].resumed > 0
+    assert same(result.output, whole.output)
 
 
 def test_a_hole_in_the_log_is_filled(slide: Path, tmp_path: Path) -> None:
