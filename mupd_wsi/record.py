@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,8 +49,12 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a small file under a temporary name beside its own, then rename it.
+
+    Args:
+        path: its own name.
+        content: whole, or in parts that are made as they are written.
 
     Raises:
         OutputError: the file cannot be written.
@@ -58,7 +62,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as stream:
+                stream.writelines([content] if isinstance(content, bytes) else content)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,7 +68,7 @@ class SlideState:
     reason: str
     time: str
     attempts: int
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
 
 
 class Ledger:
@@ -179,7 +180,9 @@ def _update(states: dict[str, SlideState], event: Mapping[str, Any]) -> None:
         return
     known.time, known.state, known.reason = time, _STATES[kind], event.get("reason", "")
     if known.state == "done":
-        known.facts = {name: event.get(name) for name in ("seconds", "tiles", "tissue_fraction", "warnings")}
+        known.facts = {name: event.get(name) for name in ("seconds", "tiles", "tissue_fraction")}
+        # Most slides have the same ones: each sentence is held once, however many thousand slides there are.
+        known.facts["warnings"] = tuple(map(sys.intern, event.get("warnings") or ()))
 
 
 def _events(log: Path) -> Iterator[dict[str, Any]]:

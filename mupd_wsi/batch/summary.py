@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import html
-import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -35,7 +34,7 @@ COLUMNS: Final = (
 CSV_NAME: Final = "summary.csv"
 HTML_NAME: Final = "summary.html"
 
-_PAGE: Final = """<!doctype html>
+_HEAD: Final = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
@@ -54,11 +53,8 @@ figure.doubtful {{ border-color: #d98c00; border-width: 2px; }}
 </style>
 <h1>{title}</h1>
 <p>{counts}, as of {time}. <strong>{notice}.</strong> The same as a table: <a href="summary.csv">summary.csv</a>.</p>
-{missing}
-{shared}
-<main>
-{figures}
-</main>
+"""
+_END: Final = """</main>
 </html>
 """
 
@@ -100,18 +96,34 @@ def summarise(folder: Path) -> Summary:
     """
     states = tuple(read_states(folder))
     summary = Summary(states, folder / CSV_NAME, folder / HTML_NAME)
-    write_atomically(summary.table, as_csv(states).encode())
-    write_atomically(summary.page, as_html(summary, folder.resolve().name).encode())
+    write_atomically(summary.table, (line.encode() for line in as_csv(states)))
+    write_atomically(summary.page, (part.encode() for part in as_html(summary, folder.resolve().name)))
     return summary
 
 
-def as_csv(states: Sequence[SlideState]) -> str:
-    """A line a slide; paths of outputs are those below the batch's folder."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+def as_csv(states: Sequence[SlideState]) -> Iterator[str]:
+    """The table's lines, one a slide; paths of outputs are those below the batch's folder."""
+    lines = _Lines()
+    writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(as_row(state) for state in states)
-    return text.getvalue()
+    for state in states:
+        yield lines.taken()
+        writer.writerow(as_row(state))
+    yield lines.taken()
+
+
+class _Lines:
+    """What was written since it was last taken."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def write(self, text: str) -> None:
+        self._text += text
+
+    def taken(self) -> str:
+        text, self._text = self._text, ""
+        return text
 
 
 def as_row(state: SlideState) -> dict[str, Any]:
@@ -135,20 +147,21 @@ def as_row(state: SlideState) -> dict[str, Any]:
     }
 
 
-def as_html(summary: Summary, title: str) -> str:
-    """The page. Whatever comes from outside is escaped; links are relative, so that the folder may be moved."""
+def as_html(summary: Summary, title: str) -> Iterator[str]:
+    """The page, in parts. Whatever comes from outside is escaped; links are relative: the folder may be moved."""
     done = [state for state in summary.states if state.state == "done"]
-    others = [as_row(state) for state in summary.states if state.state != "done"]
     shared = _shared_warnings(done)
-    return _PAGE.format(
+    yield _HEAD.format(
         title=html.escape(title),
         counts=_counted(summary),
         time=max((state.time for state in summary.states), default="")[:16].replace("T", " ") + " UTC",
         notice=NOTICE[0].upper() + NOTICE[1:],
-        missing=_missing(others),
-        shared="\n".join(f'<p class="warning">All slides: {html.escape(warning)}.</p>' for warning in shared),
-        figures="\n".join(_figure(state, shared) for state in done),
     )
+    yield from _missing([state for state in summary.states if state.state != "done"])
+    yield from (f'<p class="warning">All slides: {html.escape(warning)}.</p>\n' for warning in shared)
+    yield "<main>\n"
+    yield from (f"{_figure(state, shared)}\n" for state in done)
+    yield _END
 
 
 def _counted(summary: Summary) -> str:
@@ -164,17 +177,14 @@ def _shared_warnings(done: Sequence[SlideState]) -> list[str]:
     return [warning for warning in first if rest and all(warning in other for other in rest)]
 
 
-def _missing(rows: Sequence[dict[str, Any]]) -> str:
-    if not rows:
-        return ""
-    lines = [
-        f'<tr class="{row["status"]}">'
-        + "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in ("slide", "targets", "status", "reason"))
-        for row in rows
-    ]
-    head = "<tr><th>slide<th>targets<th>status<th>reason"
-    advice = "<p>The same command goes on: stained slides are passed over, all others are tried again.</p>"
-    return "\n".join(["<table>", head, *lines, "</table>", advice])
+def _missing(states: Sequence[SlideState]) -> Iterator[str]:
+    if not states:
+        return
+    yield "<table>\n<tr><th>slide<th>targets<th>status<th>reason\n"
+    for row in map(as_row, states):
+        cells = (f"<td>{html.escape(str(row[name]))}</td>" for name in ("slide", "targets", "status", "reason"))
+        yield f'<tr class="{row["status"]}">{"".join(cells)}\n'
+    yield "</table>\n<p>The same command goes on: stained slides are passed over, all others are tried again.</p>\n"
 
 
 def _figure(state: SlideState, shared: Sequence[str]) -> str:

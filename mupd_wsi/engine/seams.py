@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -42,7 +43,7 @@ class SeamCheck:
         self._shift, places = places_to_check(job)
         self._probes = tuple(ShiftProbe(place, samples) for place in places)
         self._again: tuple[NDArray[np.uint8], ...] = ()
-        self._edges = EdgeStepMeter(job.grid.region, job.grid.core, self._counts if job.masked else None)
+        self._edges = EdgeStepMeter(job.grid.region, job.grid.core, partial(_counts, job) if job.masked else None)
 
     def keep(self, core: Region, pixels: NDArray[np.uint8]) -> None:
         """Take a finished core, output pixels of the slide, uint8 (samples, h, w)."""
@@ -59,12 +60,9 @@ class SeamCheck:
 
     def report(self) -> SeamReport:
         """What was found; to be asked for when all cores and bands have come."""
-        counts = [self._counts(probe.place) if self._job.masked else None for probe in self._probes]
+        counts = [_counts(self._job, probe.place) if self._job.masked else None for probe in self._probes]
         found = [p.differences(other, c) for p, other, c in zip(self._probes, self._again, counts, strict=True)]
         return SeamReport(grid_shift(found), self._edges.result())
-
-    def _counts(self, region: Region) -> NDArray[np.bool_]:
-        return self._job.tissue.pixels(region, self._job.mpp)
 
     def _stained(self, place: Region) -> NDArray[np.uint8]:
         """One place, rendered from tiles of the shifted grid: uint8 (samples, height, width)."""
@@ -78,6 +76,11 @@ class SeamCheck:
                 rendered, _ = job.render(tile.core, tile.crop(planes))
                 pixels[:, y : y + tile.core.height, x : x + tile.core.width] = rendered
         return pixels
+
+
+def _counts(job: StainJob, region: Region) -> NDArray[np.bool_]:
+    """Where there is tissue. No method: what a check holds is then let go of as soon as the check is."""
+    return job.tissue.pixels(region, job.mpp)
 
 
 def places_to_check(job: StainJob) -> tuple[tuple[int, int], tuple[Region, ...]]:

@@ -246,11 +246,11 @@ def test_the_page_says_once_what_holds_for_all_and_marks_the_others(tmp_path: Pa
         SlideState(f"{name}.ome.tiff", f"{name}.svs", ("CD8",), "done", "", "2026-01-02T03:04:05.678+00:00", 1, facts)
         for name, facts in (("a", {"warnings": ["weak"]}), ("b", {"warnings": ["pale", "weak"]}))
     ]
-    text = as_html(Summary(tuple(states), tmp_path, tmp_path), "t")
+    text = "".join(as_html(Summary(tuple(states), tmp_path, tmp_path), "t"))
     assert (text.count("weak"), text.count("pale")) == (1, 1)
     assert text.index("class=doubtful") < text.index("b.svs") < text.index("pale")
     assert "2 of 2 slides are stained, as of 2026-01-02 03:04 UTC." in text
-    alone = as_html(Summary((states[0],), tmp_path, tmp_path), "t")
+    alone = "".join(as_html(Summary((states[0],), tmp_path, tmp_path), "t"))
     assert "class=doubtful" in alone
     assert "All slides" not in alone
 
