@@ -174,12 +174,18 @@ def _write(
     rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
     stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
     cores = work.in_order(job.cores(), (core.result() for batch in rendering for core in batch), job)
-    for where, pixels in stitcher.bands(_placed(job, cores, gathered, seams)):
-        with watch.stage("write"):
-            writer.write(where, pixels)
+
+    def measure(where: Region, pixels: NDArray[np.uint8]) -> None:
         with watch.stage("seams"):
             seams.band(where, pixels)
-        del pixels  # a band is large, and the stitcher makes the next one now
+
+    with threads(1, "mupd-seams") as beside:
+        for where, pixels in stitcher.bands(_placed(job, cores, gathered, seams)):
+            measured = beside.submit(measure, where, pixels)
+            with watch.stage("write"):
+                writer.write(where, pixels)
+            measured.result()
+            del pixels, measured  # a band is large, and the stitcher makes the next one now
 
 
 def _placed(

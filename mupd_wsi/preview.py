@@ -222,7 +222,10 @@ def _shrunk(pixels: NDArray[np.uint8], core: Region, factor: int) -> NDArray[np.
     if left or top or right or bottom:
         pixels = np.pad(pixels, ((0, 0), (top, bottom), (left, right)), mode="edge")
     shape = (pixels.shape[2] // factor, pixels.shape[1] // factor)
-    return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_AREA) for plane in pixels])
+    # Half the size first, which OpenCV has a fast way for; factors are even.
+    half = (pixels.shape[2] // 2, pixels.shape[1] // 2)
+    halves = (cv2.resize(plane, half, interpolation=cv2.INTER_AREA) for plane in pixels)
+    return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_AREA) for plane in halves])
 
 
 def _rank(best: tuple[float, Region, NDArray[np.uint8]]) -> tuple[float, int, int]:

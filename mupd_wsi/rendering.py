@@ -13,7 +13,7 @@ ChristianMarzahl/WsiRegistration) measure (0.67, 0.58, 0.45). The vector used is
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
+from typing import Final, cast
 
 import cv2
 import numpy as np
@@ -47,13 +47,13 @@ def to_planes(intensities: Intensities, windows: NDArray[np.float32]) -> NDArray
         windows: (C, 2), the intensities of each channel that become 0 and 255; the second above the first.
 
     Returns:
-        uint8 (C, h, w), linear between the two, rounded, cut at both ends.
+        uint8 (C, h, w), linear between the two, rounded, cut at both ends; the intensities themselves where they are
+        grey levels already.
     """
+    if intensities.dtype == np.uint8 and (windows == (0, 255)).all():
+        return cast("NDArray[np.uint8]", intensities)
     planes = np.empty(intensities.shape, np.uint8)
     for intensity, (low, high), plane in zip(intensities, windows.tolist(), planes, strict=True):
-        if intensity.dtype == np.uint8 and (low, high) == (0, 255):
-            plane[...] = intensity
-            continue
         gain = 255.0 / (high - low)
         above = np.maximum(intensity, np.float32(low)) if low > 0 else intensity
         cv2.convertScaleAbs(above, plane, gain, -low * gain)

@@ -33,7 +33,7 @@ _NOTE: Final = b"note"
 _ON_DAMAGE: Final = 1
 #: LZ4's acceleration: on H&E and on marker images it takes a third of the time of zstd's fastest, and up to half as
 #: much disk again.
-ACCELERATION: Final = 8
+ACCELERATION: Final = 32
 #: Bytes of a record per sample of tissue, above what real stains need.
 BYTES_PER_SAMPLE: Final = 0.9
 

@@ -238,8 +238,10 @@ def _taken(planes: NDArray[Any], chosen: Sequence[int]) -> NDArray[Any]:
     by_pixel = planes.transpose(1, 2, 0)
     if len(planes) == 1 or by_pixel.strides[-1] != planes.itemsize:
         return planes[chosen]
-    split = cv2.split(by_pixel)
-    return np.stack([split[plane] for plane in chosen])
+    taken = np.empty((len(chosen), *planes.shape[1:]), planes.dtype)
+    for plane, place in zip(chosen, taken, strict=True):
+        cv2.extractChannel(by_pixel, plane, place)
+    return taken
 
 
 def outputs_of(model: Any) -> tuple[bool, tuple[str, ...]]:

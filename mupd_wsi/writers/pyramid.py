@@ -206,7 +206,7 @@ class PyramidCutter:
     def _tile(self, pixels: Pixels, below: Pixels | None) -> bytes | None:
         """Encode one tile, uint8 (planes of a group, h, w), and write its half size into the coarser level's place."""
         background = self._tiles.background
-        if pixels.min() == background == pixels.max():
+        if pixels[0, 0, 0] == background and (pixels == background).all():
             if below is not None:
                 below[...] = background
             return None

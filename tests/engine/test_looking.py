@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from mupd_wsi.engine.looking import PROBES, look_at, probe_places
 from mupd_wsi.geometry import Region, Size, output_size
 from mupd_wsi.normalising import stain_profile
-from mupd_wsi.slides import open_slide
+from mupd_wsi.slides import Slide, open_slide
+from mupd_wsi.tiling import TileGrid
 from mupd_wsi.tissue import TissueMask, glass_color
 
 
@@ -18,6 +20,19 @@ def test_probes_lie_on_tissue_and_are_spread():
     assert len(places) == PROBES
     assert all(TissueMask(mask, 26.0).fraction(place, 1.3) >= 0.8 for place in places)
     assert max(p.y for p in places) - min(p.y for p in places) > 2000
+
+
+@pytest.mark.parametrize("fixture", ["eas2_slide", "cmu_slide", "tcga_slide"])
+def test_hardly_a_tile_of_glass_is_run(
+    fixture: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the shipped model's tiles at most 1.10 are run for each that holds tissue itself, and not its margin alone."""
+    with open_slide(request.getfixturevalue(fixture), mpp=0.25 if fixture == "tcga_slide" else None) as slide:
+        run = _tissue_tiles(slide)
+        monkeypatch.setattr("mupd_wsi.tissue._MARGIN_UM", 0.0)
+        hold = _tissue_tiles(slide)
+    assert hold > 0
+    assert run <= 1.10 * hold
 
 
 def test_slide_without_tissue_has_no_probes():
@@ -61,3 +76,10 @@ def test_fluorescence_has_no_staining(fluorescence_slide):
 def _whole(slide):
     size = output_size(slide.size, slide.mpp, 1.3)
     return size.width, size.height
+
+
+def _tissue_tiles(slide: Slide) -> int:
+    """Tiles of 736 px with a halo of 112 px, at 1.3 um/px, whose cores touch tissue."""
+    tissue, size = look_at(slide, 1.3).tissue, Size(*_whole(slide))
+    grid = TileGrid(size, Region(0, 0, size.width, size.height), 736, 112)
+    return sum(tissue.covers(tile.core, 1.3) for tile in grid.tiles())
