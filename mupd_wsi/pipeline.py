@@ -49,7 +49,7 @@ from mupd_wsi.writers import open_writer
 from mupd_wsi.writers.spec import SlideWriter
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import Stainer
+    from mupd_wsi.model import TileStainer
 
 __all__ = [
     "Progress",
@@ -73,7 +73,7 @@ def stain_slide(
     slide: Slide | str | Path,
     targets: str | Sequence[str],
     *,
-    model: Stainer | str | Path = DEFAULT_MODEL,
+    model: TileStainer | str | Path = DEFAULT_MODEL,
     output: str | Path | None = None,
     options: StainOptions = DEFAULT_OPTIONS,
     progress: ProgressCallback | None = None,

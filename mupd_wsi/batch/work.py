@@ -17,7 +17,7 @@ from mupd_wsi.request import ProgressCallback, StainResult
 from mupd_wsi.writers.staging import remove
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import Stainer
+    from mupd_wsi.model import TileStainer
 
 #: What torch says where a GPU has failed; memory that is full is told otherwise, and survived.
 DEVICE_WORDS: Final = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS")
@@ -74,7 +74,7 @@ class Worker:
 
     def __init__(self, seat: Seat) -> None:
         self._seat: Final = seat
-        self._stainer: Stainer | None = None
+        self._stainer: TileStainer | None = None
 
     def stain(self, task: SlideTask, progress: ProgressCallback | None = None) -> Outcome:
         """Stain a slide; whatever goes wrong with it is told, not raised."""
@@ -118,7 +118,7 @@ class Worker:
                 remove(path)
         return result
 
-    def _load(self) -> Stainer:
+    def _load(self) -> TileStainer:
         from mupd_wsi.model import load_model
         from mupd_wsi.model.devices import resolve_device
 

@@ -108,8 +108,12 @@ class JointFlow:
 
     def __init__(self, job: StainJob, sampling: SampleOptions) -> None:
         grid, panel = job.run_grid, len(job.stainer.info.panel)
-        self._job, self._sampling = job, sampling
-        self._times = job.stainer.times(sampling)
+        from mupd_wsi.model.protocol import as_stepwise
+
+        stainer = as_stepwise(job.stainer)
+        assert stainer is not None  # runs that join step by step are refused otherwise
+        self._job, self._stainer, self._sampling = job, stainer, sampling
+        self._times = stainer.times(sampling)
         steps, corner = len(self._times) - 1, _Layout(job, grid.halo).corner
         weights = fading_weights(grid.side, grid.halo)
         self._states = [Mosaic(panel, grid.core, corner) for _ in range(steps + 1)]
@@ -146,7 +150,7 @@ class JointFlow:
     def intensities(self, x: int, y: int) -> NDArray[np.float32]:
         """What a finished core shows, (1, channels, core, core)."""
         x0 = self._states[-1].read(x, y, self._job.grid.core)
-        return self._job.stainer.intensities(x0[None], self._sampling.readout, self._job.channels)
+        return self._stainer.intensities(x0[None], self._sampling.readout, self._job.channels)
 
     def forget(self, row: int) -> None:
         """Drop the finished cells above a row."""
@@ -158,11 +162,11 @@ class JointFlow:
         for tile, _ in tiles:
             for place in first.touched(*tile.origin, tile.side):
                 if place not in first:
-                    noise = self._job.stainer.noise(self._sampling.seed, *first.corner_of(place), core, core)
+                    noise = self._stainer.noise(self._sampling.seed, *first.corner_of(place), core, core)
                     first.put(place, noise)
 
     def _predict(self, step: int, tiles: list[ReadTile]) -> None:
-        stainer, state = self._job.stainer, self._states[step]
+        stainer, state = self._stainer, self._states[step]
         for start in range(0, len(tiles), stainer.batch_size):
             batch = tiles[start : start + stainer.batch_size]
             noisy = None

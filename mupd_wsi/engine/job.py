@@ -25,7 +25,7 @@ from mupd_wsi.writers.pyramid import TILE
 from mupd_wsi.writers.spec import ImageSpec
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import SampleOptions, Stainer
+    from mupd_wsi.model import SampleOptions, TileStainer
 
 #: How strongly a tile is stained is judged from every n-th pixel of every n-th row.
 SCORE_STEP: Final = 4
@@ -70,7 +70,7 @@ class StainJob:
     """
 
     slide: Slide
-    stainer: Stainer
+    stainer: TileStainer
     sampling: SampleOptions
     samples: int
     style: Style

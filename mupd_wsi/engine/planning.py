@@ -17,7 +17,7 @@ from mupd_wsi.tiling import Tile
 from mupd_wsi.writers import estimated_bytes
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import Stainer
+    from mupd_wsi.model import TileStainer
 
 #: Measured: what the libraries, the model and the slide's cache hold before the first tile, bytes.
 BASE_MEMORY: Final = 620 * 2**20
@@ -31,7 +31,7 @@ def plan_stain(
     slide: Slide | str | Path,
     targets: str | Sequence[str],
     *,
-    model: Stainer | str | Path = DEFAULT_MODEL,
+    model: TileStainer | str | Path = DEFAULT_MODEL,
     output: str | Path | None = None,
     options: StainOptions = DEFAULT_OPTIONS,
 ) -> StainPlan:

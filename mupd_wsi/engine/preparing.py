@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.engine.destination import check_destination, check_free_disk, destination
+from mupd_wsi.engine.facts import (
+    base_facts,
+    not_he,
+    relative_strength,
+    slide_warnings,
+    staining_warnings,
+    weak_markers,
+)
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.journal import journal_bytes
 from mupd_wsi.engine.looking import look_at
@@ -20,30 +28,19 @@ from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageEr
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel, canonical
 from mupd_wsi.normalising import StainProfile, StainTransfer
-from mupd_wsi.request import IHC_NOTICE, NOTICE, PAINTED_NOTICE, Fuse, StainOptions, Style
+from mupd_wsi.request import Fuse, StainOptions, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import TileGrid
-from mupd_wsi.tissue import StainGuess
 from mupd_wsi.writers import estimated_bytes
-from mupd_wsi.writers.omexml import software
 from mupd_wsi.writers.spec import Channel, ImageSpec
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import ModelInfo, SampleOptions, Stainer
+    from mupd_wsi.model import SampleOptions, TileStainer
+    from mupd_wsi.model.protocol import Card
 
-#: Dyes this many times stronger or weaker than the training slide's are told to the user.
-MAX_STRENGTH: Final = 2.0
-#: A slide may be this much coarser than the model before the user is warned.
-MAX_ENLARGEMENT: Final = 1.25
 MAX_READERS: Final = 4
-#: A marker whose correlation with the real stain over squares of 8 px is lower is told to the user.
-WEAK_PEARSON: Final = 0.35
 #: Which of the model's measured tables holds for a read-out.
 MEASURED: Final = {"mean": "dev", "sample": "dev_sample"}
-#: What the channels of standard deviations hold, for the record.
-SPREAD_NOTE: Final = (
-    "channels named '<marker> SD': standard deviation of the draws, in grey levels of the marker's channel"
-)
 #: Grey levels of a standard deviation that viewers should show as black and as full colour.
 SPREAD_WINDOW: Final = (0, 96)
 #: Grid positions that differ by less than this many pixels are the same.
@@ -51,7 +48,7 @@ ROUNDING: Final = 1e-6
 
 
 def prepare_job(
-    slide: Slide, stainer: Stainer, targets: str | Sequence[str], output: Path | None, options: StainOptions
+    slide: Slide, stainer: TileStainer, targets: str | Sequence[str], output: Path | None, options: StainOptions
 ) -> StainJob:
     """Check a request against the slide, the model and the disk.
 
@@ -80,18 +77,18 @@ def prepare_job(
     check_destination(place, slide.path, overwrite=options.overwrite)
     look = look_at(slide, info.mpp)
     if options.strict and not look.guess.is_he:
-        raise NotHEError(f"{_not_he(look.guess)}; without --strict it is stained all the same")
+        raise NotHEError(f"{not_he(look.guess)}; without --strict it is stained all the same")
     fraction = look.tissue.fraction(region, info.mpp)
     recolor = _recolor(look.staining, info.stain_reference, options)
     strength = relative_strength(look.staining, info.stain_reference)
     markers = tuple(info.panel.markers[i] for i in labels)
     warnings = (
-        *_warnings(look.guess, slide.mpp, info.mpp, fraction, options),
-        *_staining_warnings(strength, recolored=recolor is not None),
+        *slide_warnings(look.guess, slide.mpp, info.mpp, fraction, options),
+        *staining_warnings(strength, recolored=recolor is not None),
         *weak_markers(info.metrics.get(MEASURED[readout], {}), markers),
     )
     windows = tuple(info.display_window[readout][c] for c in channels)
-    facts = _facts(slide, stainer, options, style) | {
+    facts = base_facts(slide, stainer, options, style) | {
         "targets": [info.panel.names[i] for i in labels],
         "display_window": {info.panel.names[c]: list(shown) for c, shown in zip(channels, windows, strict=True)},
         "output_region": asdict(region),
@@ -160,7 +157,7 @@ def target_labels(targets: str | Sequence[str], panel: Panel) -> dict[int, str]:
     return labels
 
 
-def choose_style(style: Style | None, targets: int, info: ModelInfo) -> Style:
+def choose_style(style: Style | None, targets: int, info: Card) -> Style:
     """Brightfield for one target, fluorescence for several, unless the user says otherwise.
 
     Raises:
@@ -175,7 +172,7 @@ def choose_style(style: Style | None, targets: int, info: ModelInfo) -> Style:
     return style or ("ihc" if targets == 1 else "mif")
 
 
-def settled_fuse(stainer: Stainer, options: StainOptions) -> tuple[Fuse, int]:
+def settled_fuse(stainer: TileStainer, options: StainOptions) -> tuple[Fuse, int]:
     """How overlaps are joined, and how many rings of tiles around its own a place then depends on.
 
     Raises:
@@ -185,11 +182,14 @@ def settled_fuse(stainer: Stainer, options: StainOptions) -> tuple[Fuse, int]:
         raise UsageError(f"{stainer.info.name} cannot be drawn from; leave out --readout, --steps and --samples")
     fuse = options.fuse or stainer.info.fuse
     if fuse == "joint":
-        if not getattr(stainer, "stepwise", False):
+        from mupd_wsi.model.protocol import as_stepwise
+
+        stepwise = as_stepwise(stainer)
+        if stepwise is None:
             raise UsageError(
                 f"--fuse joint asks a model step by step, and {stainer.info.name} cannot be; use --fuse blend or crop"
             )
-        return fuse, len(stainer.times(_sampling(options))) - 1
+        return fuse, len(stepwise.times(_sampling(options))) - 1
     return fuse, 1 if fuse == "blend" else 0
 
 
@@ -240,61 +240,11 @@ def _covering(start: int, stop: int, scale: float, size: int) -> tuple[int, int]
     return first, max(first + 1, min(math.ceil(stop / scale - ROUNDING), size))
 
 
-def _warnings(guess: StainGuess, own: Mpp, out_mpp: float, tissue_fraction: float, options: StainOptions) -> list[str]:
-    found = []
-    if not guess.is_he:
-        found.append(f"{_not_he(guess)}: do not trust this stain")
-    if own.mean > out_mpp * MAX_ENLARGEMENT:
-        found.append(f"the slide's {own.mean:.3g} um/px is coarser than the model's {out_mpp:g}: cells are blurred")
-    if tissue_fraction == 0 and options.tissue_mask:
-        found.append("no tissue was found and the output is empty: --no-tissue-mask stains everything")
-    return found
-
-
 def _recolor(own: StainProfile | None, reference: StainProfile | None, options: StainOptions) -> StainTransfer | None:
     """How the slide's staining is brought to the one that the model was trained on; None leaves it as it is."""
     if own is None or reference is None or not options.normalise:
         return None
     return StainTransfer(own, reference)
-
-
-def relative_strength(own: StainProfile | None, reference: StainProfile | None) -> tuple[float, float] | None:
-    """Amounts of haematoxylin and eosin over those of the slide that the model was trained on."""
-    if own is None or reference is None:
-        return None
-    h, e = (a / b for a, b in zip(own.strength, reference.strength, strict=True))
-    return round(h, 3), round(e, 3)
-
-
-def _staining_warnings(strength: tuple[float, float] | None, *, recolored: bool) -> list[str]:
-    if strength is None or all(1 / MAX_STRENGTH <= value <= MAX_STRENGTH for value in strength):
-        return []
-    what = "it was recoloured to match" if recolored else "it was not recoloured"
-    return [
-        f"haematoxylin is {strength[0]:.2g} and eosin {strength[1]:.2g} times as strong as on the slide that the model "
-        f"was trained on; {what}, and the stain is less certain"
-    ]
-
-
-def weak_markers(measured: Mapping[str, Mapping[str, float]], markers: tuple[Marker, ...]) -> list[str]:
-    """A sentence about what the model hardly predicts, with its figures.
-
-    Args:
-        measured: by marker, its agreement with the real stain on columns that training did not see.
-        markers: that are asked for.
-    """
-    rows = {marker.name: measured[marker.name] for marker in markers if marker.name in measured}
-    weak = [f"{n} {row['pearson_8px']:.2f}" for n, row in rows.items() if row.get("pearson_8px", 1) < WEAK_PEARSON]
-    if not weak:
-        return []
-    return [
-        f"weakly predicted, do not read single cells off it: {', '.join(weak)} (correlation with the real stain over "
-        "squares of 8 px, about a cell, on the model's test columns)"
-    ]
-
-
-def _not_he(guess: StainGuess) -> str:
-    return f"this slide does not look like H&E but like {guess.label} ({guess.reason})"
 
 
 def _scored(channels: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
@@ -304,8 +254,8 @@ def _scored(channels: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
     return others or tuple(range(len(channels)))
 
 
-def _grid(size: Size, region: Region, info: ModelInfo, options: StainOptions) -> TileGrid:
-    from mupd_wsi.model.stainer import tile_and_halo
+def _grid(size: Size, region: Region, info: Card, options: StainOptions) -> TileGrid:
+    from mupd_wsi.model.protocol import tile_and_halo
 
     return TileGrid(size, region, *tile_and_halo(info, _sampling(options)))
 
@@ -354,43 +304,3 @@ def _image_spec(
         origin_um=(region.x * mpp, region.y * mpp),
         provenance=facts,
     )
-
-
-def _rendering(style: Style, *, painted: bool) -> str:
-    if painted:
-        return f"brightfield {PAINTED_NOTICE}"
-    return f"IHC {IHC_NOTICE}" if style == "ihc" else "predicted immunofluorescence"
-
-
-def _facts(slide: Slide, stainer: Stainer, options: StainOptions, style: Style) -> dict[str, Any]:
-    """How the image is made, as the output itself and the record tell it. No time and no path: runs stay comparable."""
-    info, own = stainer.info, slide.mpp
-    return {
-        "notice": NOTICE,
-        "rendering": _rendering(style, painted=info.painted),
-        "software": software(),
-        "model": {
-            "name": info.name,
-            "version": info.version,
-            "license": info.license,
-            "weights_sha256": info.weights_sha256,
-            "precision": stainer.precision,
-        },
-        "readout": options.reads_out,
-        "steps": 1 if options.reads_out == "mean" else options.steps or info.steps,
-        "seed": options.seed if options.reads_out == "sample" else None,
-        "samples": options.samples,
-        "fuse": options.fuse or info.fuse,
-        "spread": SPREAD_NOTE if options.samples > 1 else None,
-        "mpp": info.mpp,
-        "slide": {
-            "name": slide.path.name,
-            "format": slide.format,
-            "width": slide.size.width,
-            "height": slide.size.height,
-            "mpp": {"x": own.x, "y": own.y, "source": own.source},
-            "fingerprint": slide.fingerprint(),
-        },
-        "roi": asdict(options.roi) if options.roi else None,
-        "tissue_mask": options.tissue_mask,
-    }

@@ -15,7 +15,7 @@ from mupd_wsi.request import StainOptions
 from mupd_wsi.slides import Slide, open_slide
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import Stainer
+    from mupd_wsi.model import TileStainer
 
 DEFAULT_MODEL: Final = "mupd-mini"
 DEFAULT_OPTIONS: Final = StainOptions()
@@ -25,7 +25,7 @@ DEFAULT_OPTIONS: Final = StainOptions()
 def opened_job(
     slide: Slide | str | Path,
     targets: str | Sequence[str],
-    model: Stainer | str | Path,
+    model: TileStainer | str | Path,
     output: str | Path | None,
     options: StainOptions,
     watch: Stopwatch,
@@ -61,7 +61,7 @@ def _opened(slide: Slide | str | Path, options: StainOptions) -> Iterator[Slide]
 
 
 @contextmanager
-def _loaded(model: Stainer | str | Path, options: StainOptions) -> Iterator[Stainer]:
+def _loaded(model: TileStainer | str | Path, options: StainOptions) -> Iterator[TileStainer]:
     if not isinstance(model, str | Path):
         if options.device != "auto" or options.batch_size is not None:
             raise UsageError("device and batch_size are for models given by name; give them to load_model() instead")

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any, Final, Protocol, Self, cast
+from typing import Any, Final, Protocol, Self
 
 import cv2
 import numpy as np
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.geometry import Region
 from mupd_wsi.markers import Marker, Panel
-from mupd_wsi.model.bundle import ModelInfo, state_hash
+from mupd_wsi.model.bundle import state_hash
 from mupd_wsi.model.devices import resolve_device
 from mupd_wsi.model.memory import BatchWidth
-from mupd_wsi.model.stainer import SampleOptions, Stainer
+from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.request import Fuse
 
 #: What a card of theirs says at least.
@@ -111,7 +111,7 @@ class ForeignCard:
         return {"mean": ((0.0, 255.0),) * len(self.panel)}
 
 
-class ForeignStainer(Stainer):
+class ForeignStainer:
     """Lets a foreign model stand where the shipped one does: ``stain_slide(slide, "all", model=ForeignStainer(...))``.
 
     :meth:`stain` gives intensities 0 to 255 over the model's output range; what lies beyond it is cut. Of a model that
@@ -131,8 +131,6 @@ class ForeignStainer(Stainer):
         UsageError: it says no output range, or predicts on a grid that is none of whole pixels of its input.
         ValueError: two of its channels have the same name.
     """
-
-    stepwise = False
 
     def __init__(
         self,
@@ -161,7 +159,7 @@ class ForeignStainer(Stainer):
             raise UsageError(f"{card.name} names no output_range: set it, so that its values can be written in 8 bits")
         self._coarser = _times_coarser(card, model.output_mpp)
         self.device, self.precision, self.batch_size = resolve_device(device), "fp32", 1
-        self.fitting, self._threads = BatchWidth(1), None
+        self.fitting = BatchWidth(1)
         self._model, self._transform, self._lock = model, model.get_transform(), Lock()
         self._low, self._high = model.output_range
         network = getattr(model, "model", None)
@@ -169,8 +167,7 @@ class ForeignStainer(Stainer):
             network.eval().to(self.device)
         elif hasattr(model, "to"):
             model.to(self.device)
-        # A card with all that runs ask a ModelInfo for; what belongs to the shipped network's inside is not there.
-        self.info = cast("ModelInfo", replace(card, period=math.lcm(card.period, self._coarser)))
+        self.info = replace(card, period=math.lcm(card.period, self._coarser))
 
     def stain(
         self,
@@ -204,6 +201,9 @@ class ForeignStainer(Stainer):
 
         self.fitting.in_parts(len(rgb), stain_one)
         return np.stack(list(made.values())) if len(made) > 1 else made[0][None]
+
+    def close(self) -> None:
+        """Nothing is held that does not go with it."""
 
     def _in_grey_levels(self, values: NDArray[Any]) -> NDArray[np.float32 | np.uint8]:
         """Values of the model's range, an array of our own, as 0 to 255; what lies beyond is cut."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mupd_wsi.model.bundle import ModelInfo, find_bundle, read_info
-from mupd_wsi.model.foreign import ForeignCard
+from mupd_wsi.model.bundle import find_bundle, read_info
+from mupd_wsi.model.foreign import ForeignStainer
 from mupd_wsi.model.program import load_program, read_program_card, refuse_untrusted
+from mupd_wsi.model.protocol import Card
 from mupd_wsi.model.stainer import Stainer, load_bundle
 from mupd_wsi.model.zoo import is_zoo, load_zoo, zoo_card
 
@@ -18,7 +19,7 @@ def load_model(
     precision: str = "auto",
     batch_size: int | None = None,
     trust: bool = False,
-) -> Stainer:
+) -> Stainer | ForeignStainer:
     """Load a model onto a device.
 
     Args:
@@ -43,7 +44,7 @@ def load_model(
     return load_bundle(folder, device=device, precision=precision, batch_size=batch_size)
 
 
-def read_card(name_or_folder: str | Path) -> ModelInfo | ForeignCard:
+def read_card(name_or_folder: str | Path) -> Card:
     """What is known of a model before it is loaded. Nothing is run, and of the zoo no weights are fetched.
 
     Raises:
@@ -56,7 +57,7 @@ def read_card(name_or_folder: str | Path) -> ModelInfo | ForeignCard:
     return read_info(folder) if program is None else program.described
 
 
-def settled_card(name_or_folder: str | Path, *, trust: bool) -> ModelInfo | ForeignCard:
+def settled_card(name_or_folder: str | Path, *, trust: bool) -> Card:
     """The card that a run would put into its record, the hash of the weights included: a stainer of the zoo is loaded.
 
     Raises:

@@ -326,12 +326,6 @@ class Stainer:
         return torch.from_numpy(noise).to(self._place)
 
 
-def tile_and_halo(info: ModelInfo, options: SampleOptions) -> tuple[int, int]:
-    """Side of the tiles that a model is given, px, and how much of it on each side is thrown away."""
-    halo = info.halo_of(0 if options.readout == "mean" else options.steps or info.steps)
-    return info.tile + 2 * (halo - info.halo), halo
-
-
 def load_bundle(folder: Path, *, device: str, precision: str = "auto", batch_size: int | None = None) -> Stainer:
     """Load the bundle in a folder onto a device; see :func:`mupd_wsi.model.loading.load_model`."""
     device = resolve_device(device)

@@ -21,7 +21,8 @@ from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.loading import load_model
-from mupd_wsi.model.stainer import SampleOptions, Stainer
+from mupd_wsi.model.protocol import TileStainer
+from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.training.adapters import merged
 from mupd_wsi.training.finished import tile_shape
@@ -114,7 +115,7 @@ def export(
     return write_bundle(folder, replace(info, metrics=metrics), weights)
 
 
-def match_draws(raw: Stainer, slide: SquareReader, tiles: PairedTiles) -> tuple[Calibration, NDArray[np.int64]]:
+def match_draws(raw: TileStainer, slide: SquareReader, tiles: PairedTiles) -> tuple[Calibration, NDArray[np.int64]]:
     """Curves that give draws the real stain's distribution, and how often each root was drawn.
 
     Args:

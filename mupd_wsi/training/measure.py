@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mupd_wsi.evaluation.agreement import PATCHES, Agreement
 from mupd_wsi.model.loading import load_model
-from mupd_wsi.model.stainer import SampleOptions, Stainer
+from mupd_wsi.model.protocol import TileStainer
+from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.training.neighbours import SlideOfTiles, SquareReader, stain_tiles
 from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import PairedTiles, load_tiles
@@ -26,7 +27,7 @@ MEAN_ROW = "mean"
 Table = dict[str, dict[str, float]]
 
 
-def measure(stainer: Stainer, data: Path, options: SampleOptions, split: str = "dev") -> Table:
+def measure(stainer: TileStainer, data: Path, options: SampleOptions, split: str = "dev") -> Table:
     """Agreement with the real markers over all pixels of a split, glass included.
 
     Args:
@@ -43,7 +44,7 @@ def measure(stainer: Stainer, data: Path, options: SampleOptions, split: str = "
     return measure_tiles(stainer, tiles, SlideOfTiles(data), options)
 
 
-def measure_tiles(stainer: Stainer, tiles: PairedTiles, around: SquareReader, options: SampleOptions) -> Table:
+def measure_tiles(stainer: TileStainer, tiles: PairedTiles, around: SquareReader, options: SampleOptions) -> Table:
     """The same for tiles from anywhere.
 
     Args:

@@ -20,7 +20,8 @@ from mupd_wsi.evaluation.cells import find_cells, nuclear_threshold
 from mupd_wsi.evaluation.realism import WAVELENGTHS, Realism
 from mupd_wsi.markers import NUCLEAR_MARKER
 from mupd_wsi.model.loading import load_model
-from mupd_wsi.model.stainer import SampleOptions, Stainer
+from mupd_wsi.model.protocol import TileStainer
+from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.training.fitting import HIGH_QUANTILE, POSITIVE_SHARE
 from mupd_wsi.training.measure import LEFT_OUT_OF_MEAN
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
@@ -39,7 +40,7 @@ def positive_thresholds(tiles: PairedTiles) -> NDArray[np.float64]:
     return np.maximum(POSITIVE_SHARE * np.array(high, np.float64), 1.0)
 
 
-def measure_draw(stainer: Stainer, data: Path, options: SampleOptions, split: str = "dev") -> Table:
+def measure_draw(stainer: TileStainer, data: Path, options: SampleOptions, split: str = "dev") -> Table:
     """How a draw compares with the real stain and with the read-out.
 
     Args:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.errors import SlideError
-from mupd_wsi.model.stainer import SampleOptions, Stainer, tile_and_halo
+from mupd_wsi.model.protocol import TileStainer, tile_and_halo
+from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.training.tiles import TilePlace
 
 GLASS = 245
@@ -64,7 +65,7 @@ class SlideOfTiles:
 
 
 def stain_tiles(
-    stainer: Stainer, slide: SquareReader, places: tuple[TilePlace, ...], options: SampleOptions
+    stainer: TileStainer, slide: SquareReader, places: tuple[TilePlace, ...], options: SampleOptions
 ) -> Iterator[NDArray[np.float32]]:
     """Intensities of whole tiles, (C, tile, tile), one a place, in the order of ``places``."""
     side, halo = tile_and_halo(stainer.info, options)

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from mupd_wsi.engine.looking import look_at
 from mupd_wsi.errors import SlideError, UsageError
 from mupd_wsi.model.loading import load_model
-from mupd_wsi.model.stainer import SampleOptions, Stainer
+from mupd_wsi.model.protocol import TileStainer
+from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.normalising import StainProfile, StainTransfer
 from mupd_wsi.slides import open_slide
 from mupd_wsi.training.fitting import fit_stain_reference
@@ -71,7 +72,7 @@ def staining_of(path: Path, mpp: float) -> StainProfile:
 
 
 def measure_recolored(
-    stainer: Stainer, tiles: PairedTiles, around: SquareReader, like: StainProfile
+    stainer: TileStainer, tiles: PairedTiles, around: SquareReader, like: StainProfile
 ) -> tuple[Table, Table]:
     """Tables of the read-out (:func:`mupd_wsi.training.measure.measure`) on recoloured tiles.
 
@@ -97,7 +98,7 @@ def measure_recolored(
     return normalised, plain
 
 
-def lines(stainer: Stainer, data: Path, split: str, slides: list[Path]) -> Iterator[str]:
+def lines(stainer: TileStainer, data: Path, split: str, slides: list[Path]) -> Iterator[str]:
     """A Markdown table, a row a staining, as it comes."""
     tiles, around = load_tiles(data, split, stainer.info.panel.names), SlideOfTiles(data)
     as_they_are = measure_tiles(stainer, tiles, around, SampleOptions("mean"))

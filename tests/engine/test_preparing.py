@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mupd_wsi.engine.preparing import weak_markers
+from mupd_wsi.engine.facts import weak_markers
 from mupd_wsi.markers import Marker
 from mupd_wsi.model import find_bundle, read_info
 
