@@ -26,6 +26,7 @@ class StandInInfo:
     name = "stand-in"
     version = "1"
     license = "Apache-2.0"
+    credit = "nobody"
     weights_sha256 = "0" * 64
     steps = 4
     panel = PANEL
@@ -64,11 +65,12 @@ class StandInStainer:
         rgb: NDArray[np.uint8],
         origins: Sequence[tuple[int, int]],
         options: Any,
-        channels: Sequence[int],
-        margin: int,
+        channels: Sequence[int] | None = None,
+        margin: int = 0,
         parts: Any = None,
     ) -> NDArray[np.float32]:
         del options, parts
+        channels = range(len(PANEL)) if channels is None else channels
         assert rgb.shape == (len(origins), self.info.tile, self.info.tile, 3)
         self.origins += list(origins)
         inner = slice(margin, -margin or None)
