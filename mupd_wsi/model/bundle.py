@@ -21,7 +21,7 @@ from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.config import NetworkConfig
 from mupd_wsi.model.extents import Extent, needs
-from mupd_wsi.model.noise import Blurs
+from mupd_wsi.model.noise import Blurs, Gains
 from mupd_wsi.model.transform import TargetTransform
 from mupd_wsi.normalising import StainProfile
 from mupd_wsi.request import Fuse
@@ -32,6 +32,7 @@ BUNDLED = Path(__file__).parent / "bundles"
 MAX_CARD_BYTES = 4 << 20
 MOST_WINDOWS = 2  # that a draw's halo is wider than a read-out's
 MAX_BLUR = 64  # px; noise is computed for three times as much around every tile
+MAX_GAIN = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class ModelInfo:
         fuse: how its tiles are joined unless the user says otherwise: "crop" where nothing beyond the halo is seen.
         time_shift: of a draw's flow times (:func:`mupd_wsi.model.flow.shifted`); 1 spaces them evenly.
         noise_blurs: what colours the noise that a draw begins with (:func:`mupd_wsi.model.noise.colored`).
+        noise_gains: by marker, how many times as strong as in training each blur's part of that noise is; none: 1.
         draw_moments: what a draw is a deviation from; None where it is the stain itself, standardised.
     """
 
@@ -89,6 +91,7 @@ class ModelInfo:
     fuse: Fuse = "crop"
     time_shift: float = 1.0
     noise_blurs: Blurs = ()
+    noise_gains: Gains = ()
     draw_moments: RootMoments | None = None
 
     @property
@@ -126,6 +129,7 @@ class ModelInfo:
         lengths += [self.network.targets]
         lengths += [] if self.draw_moments is None else [len(self.draw_moments.floor)]
         lengths += [len(windows) for windows in self.display_window.values()]
+        lengths += [len(self.noise_gains)] if self.noise_gains else []
         if set(lengths) != {channels}:
             raise BundleError(f"model {self.name}: {channels} markers, but per-marker values of lengths {lengths}")
         if set(self.display_window) != {"mean", "sample"}:
@@ -142,6 +146,10 @@ class ModelInfo:
             raise BundleError(
                 f"model {self.name}: noise_blurs need widths of at most {MAX_BLUR} px and weights above 0"
             )
+        if self.noise_gains and {len(row) for row in self.noise_gains} != {len(self.noise_blurs)}:
+            raise BundleError(f"model {self.name}: noise_gains need a number for each of the noise_blurs")
+        if any(not 0 <= gain <= MAX_GAIN for row in self.noise_gains for gain in row):
+            raise BundleError(f"model {self.name}: noise_gains must lie between 0 and {MAX_GAIN}")
         window, stride = self.network.window_px, self.network.trunk_stride
         core = self.tile - 2 * self.halo
         if core < 1 or core % window or not 0 <= self.lead <= self.halo or self.lead % stride or self.halo % stride:
@@ -278,6 +286,7 @@ def info_from_json(card: Mapping[str, Any]) -> ModelInfo:
             "stain_reference": StainProfile.from_json(card["stain_reference"]) if card["stain_reference"] else None,
             "limits": tuple(card["limits"]),
             "noise_blurs": tuple((float(sigma), float(weight)) for sigma, weight in card.get("noise_blurs", ())),
+            "noise_gains": tuple(tuple(map(float, row)) for row in card.get("noise_gains", ())),
             "draw_moments": RootMoments.from_json(moments) if (moments := card.get("draw_moments")) else None,
         }
     )

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 #: Gaussian blurs whose weighted sum colours white noise, each (standard deviation in px, weight); none leaves it white.
 Blurs = tuple[tuple[float, float], ...]
+#: How many times as strong each blur's part of the noise is made, a row a channel; empty: as it is.
+Gains = tuple[tuple[float, ...], ...]
 
 _MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS: Final = (0x9E3779B9, 0xBB67AE85)
@@ -78,15 +80,15 @@ def slide_noise(seed: int, x: int, y: int, channels: int, height: int, width: in
 
 
 def slide_noise_colored(
-    seed: int, x: int, y: int, channels: int, height: int, width: int, blurs: Blurs
+    seed: int, x: int, y: int, channels: int, height: int, width: int, blurs: Blurs, gains: Gains = ()
 ) -> NDArray[np.float32]:
-    """The same, coloured (:func:`colored`): normal, of unit variance, and neighbours are alike as the blurs say."""
+    """The same, coloured (:func:`colored`): normal, and neighbours are alike as the blurs say."""
     edge = reach(blurs)
-    return colored(slide_noise(seed, x - edge, y - edge, channels, height + 2 * edge, width + 2 * edge), blurs)
+    return colored(slide_noise(seed, x - edge, y - edge, channels, height + 2 * edge, width + 2 * edge), blurs, gains)
 
 
-def colored(white: NDArray[np.float32], blurs: Blurs) -> NDArray[np.float32]:
-    """White noise with another power spectrum, of unit variance.
+def colored(white: NDArray[np.float32], blurs: Blurs, gains: Gains = ()) -> NDArray[np.float32]:
+    """White noise with another power spectrum, of unit variance but for the gains.
 
     The power of a stain falls by three orders of magnitude from 64 to 2 px. A flow that starts from noise of such a
     spectrum decides on all wavelengths at once; from white noise it decides on the coarse ones while all is noise
@@ -95,6 +97,7 @@ def colored(white: NDArray[np.float32], blurs: Blurs) -> NDArray[np.float32]:
     Args:
         white: (channels, height + 2 * reach(blurs), width + 2 * reach(blurs)), standard normal.
         blurs: weighted Gaussians; none returns ``white``.
+        gains: of the blurs, a row a channel; none leaves each as it is.
 
     Returns:
         float32 (channels, height, width).
@@ -110,9 +113,10 @@ def colored(white: NDArray[np.float32], blurs: Blurs) -> NDArray[np.float32]:
         for (_, b), other in zip(blurs, taps, strict=True)
     )
     out = np.zeros((len(white), white.shape[1] - 2 * edge, white.shape[2] - 2 * edge), np.float32)
-    for source, target in zip(white, out, strict=True):
-        for (_, weight), tap in zip(blurs, taps, strict=True):
-            blurred = cv2.sepFilter2D(source, cv2.CV_32F, tap[tap > 0], tap[tap > 0] * (weight / math.sqrt(power)))
+    for source, target, shares in zip(white, out, gains or (((1.0,) * len(blurs)),) * len(white), strict=True):
+        for (_, weight), tap, share in zip(blurs, taps, shares, strict=True):
+            scaled = tap[tap > 0] * (share * weight / math.sqrt(power))
+            blurred = cv2.sepFilter2D(source, cv2.CV_32F, tap[tap > 0], scaled)
             target += blurred[edge : len(source) - edge, edge : source.shape[1] - edge]
     return out
 

@@ -148,7 +148,8 @@ class Stainer:
 
     def noise(self, seed: int, x: int, y: int, height: int, width: int) -> NDArray[np.float32]:
         """What a draw begins with at a place of the slide (output pixels): float32 (panel, height, width)."""
-        return slide_noise_colored(seed, x, y, len(self.info.panel), height, width, self.info.noise_blurs)
+        blurs, gains = self.info.noise_blurs, self.info.noise_gains
+        return slide_noise_colored(seed, x, y, len(self.info.panel), height, width, blurs, gains)
 
     def predict(self, rgb: NDArray[np.uint8], noisy: NDArray[np.float32] | None, t: float) -> NDArray[np.float32]:
         """One evaluation of the network, for those who walk along the flow themselves.

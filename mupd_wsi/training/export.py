@@ -21,6 +21,7 @@ from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import ModelInfo, write_bundle
 from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.loading import load_model
+from mupd_wsi.model.noise import Gains
 from mupd_wsi.model.protocol import TileStainer
 from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.model.transform import TargetTransform
@@ -175,8 +176,17 @@ def _raw_info(
         weights_sha256="",
         time_shift=1.0 if recipe.heads is None else recipe.heads.time_shift,
         noise_blurs=() if recipe.heads is None else recipe.heads.noise_blurs,
+        noise_gains=_gains(recipe),
         draw_moments=None if moments is None else RootMoments.from_json(moments),
     )
+
+
+def _gains(recipe: Recipe) -> Gains:
+    """A row a marker; none where the recipe makes no part of the noise stronger or weaker."""
+    if recipe.heads is None or not recipe.heads.noise_gains:
+        return ()
+    as_it_is = (1.0,) * len(recipe.heads.noise_blurs)
+    return tuple(recipe.heads.noise_gains.get(marker, as_it_is) for marker in recipe.markers)
 
 
 def _at(tiles: PairedTiles, chosen: NDArray[np.int_]) -> tuple[TilePlace, ...]:

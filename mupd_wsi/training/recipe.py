@@ -51,6 +51,7 @@ class HeadsRecipe:
         learning_rate: peak of the cosine schedule.
         time_shift: of the flow times that the decoder is trained at, and that draws take.
         noise_blurs: what colours the noise (:func:`mupd_wsi.model.noise.colored`).
+        noise_gains: by marker, how many times as strong each blur's part is made for draws; others' stay as they are.
         variants: how often each tile is seen: as it is, and turned, mirrored and recoloured.
         dampings: of the read-out's head, by marker; the others' is the default.
     """
@@ -65,6 +66,7 @@ class HeadsRecipe:
     variants: int = 2
     time_shift: float = 1.0
     noise_blurs: Blurs = ()
+    noise_gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     density_squares: tuple[int, ...] = ()
     dampings: Mapping[str, Damping] = field(default_factory=dict)
 
@@ -210,6 +212,7 @@ def _heads(values: Any) -> HeadsRecipe | None:
         **{
             **values,
             "noise_blurs": tuple(tuple(blur) for blur in values.get("noise_blurs", ())),
+            "noise_gains": {name: tuple(map(float, row)) for name, row in values.get("noise_gains", {}).items()},
             "density_squares": tuple(values.get("density_squares", ())),
             "dampings": {name: Damping(*map(float, pair)) for name, pair in values.get("dampings", {}).items()},
         }
@@ -238,8 +241,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         or (recipe.tune == "lora" and recipe.start_from is None),
         f"tile must be a multiple of 512 px and hold a crop, got {side}": side is not None
         and (side % 512 != 0 or side < recipe.crop),
-        "dampings must name markers of the recipe": recipe.heads is not None
-        and not set(recipe.heads.dampings) <= set(recipe.markers),
+        "dampings and noise_gains must name markers of the recipe": recipe.heads is not None
+        and not recipe.heads.dampings.keys() | recipe.heads.noise_gains.keys() <= set(recipe.markers),
         "markers must have different names": len(set(map(canonical, recipe.markers))) != len(recipe.markers),
         "steps, batch and lora_rank must be at least 1": min(recipe.steps, recipe.batch, recipe.lora_rank) < 1,
     }

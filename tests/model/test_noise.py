@@ -114,5 +114,14 @@ def test_coloured_noise_has_unit_variance_and_the_spectrum_of_its_blurs():
     np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), rtol=0.15)
 
 
+def test_gains_make_each_blurs_part_stronger_or_weaker():
+    white = slide_noise(3, 0, 0, 2, 200, 220)
+    parts = [colored(white, BLURS, tuple(tuple(float(i == j) for i in range(4)) for _ in range(2))) for j in range(4)]
+    np.testing.assert_allclose(sum(parts), colored(white, BLURS), rtol=0, atol=2e-6)
+    gains = ((1.0, 0.5, 2.0, 0.25), (0.0, 1.0, 1.0, 1.5))
+    expected = [sum(g * part[channel] for g, part in zip(gains[channel], parts, strict=True)) for channel in range(2)]
+    np.testing.assert_allclose(colored(white, BLURS, gains), np.stack(expected), rtol=0, atol=2e-6)
+
+
 def test_without_blurs_noise_stays_white():
     assert np.array_equal(slide_noise_colored(1, 2, 3, 4, 16, 16, ()), slide_noise(1, 2, 3, 4, 16, 16))

@@ -27,6 +27,7 @@ SMALL_HEADS = {
     "crop": 128,
     "variants": 2,
     "noise_blurs": [[0.5, 1.0], [3.0, 4.0]],
+    "noise_gains": {"CD8a": [0.5, 0.25]},
 }
 
 
@@ -51,6 +52,7 @@ def test_heads_learn_and_leave_the_network_as_it_is(trained):
     network = torch.load(run / "checkpoint.pt", weights_only=True)
     assert all(torch.equal(heads["average"][name], value) for name, value in network["average"].items())
     assert result.info.network == recipe.finished_config
+    assert result.info.noise_gains == ((1.0, 1.0), (0.5, 0.25), (1.0, 1.0))
     stainer = load_model(result.bundle, device="cpu")
     tile = np.full((1, result.info.tile, result.info.tile, 3), (180, 120, 170), np.uint8)
     for readout in ("mean", "sample"):
