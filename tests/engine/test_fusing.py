@@ -39,7 +39,7 @@ def info(tile: int = TILE, halo: int = HALO) -> ModelInfo:
     """The shipped model's card, for small tiles."""
     shipped = read_info(find_bundle("mupd-mini"))
     network = NetworkConfig(targets=18, stage_widths=(8,), stage_depths=(1,), window=4, patch=4)
-    plain = {"draw_moments": None, "noise_blurs": (), "time_shift": 1.0}
+    plain = {"draw_moments": None, "noise_blurs": (), "noise_gains": (), "time_shift": 1.0}
     return replace(shipped, tile=tile, halo=halo, lead=0, network=network, steps=3, **plain)
 
 
