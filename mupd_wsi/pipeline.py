@@ -137,7 +137,7 @@ def _run(
     try:
         with (
             threads(job.workers, "mupd-render") as rendering,
-            Background[Rendering](partial(_write, job, work, writer, gathered, seams, watch), depth=1) as behind,
+            Background[Rendering](partial(_write, job, tiles, work, writer, gathered, seams, watch), depth=1) as behind,
             closing(prefetch(_timed_read(job, watch), needed, workers=job.workers, ahead=ahead)) as read,
             closing(stained_tiles(job, read, watch, missing)) as stained,
         ):
@@ -162,6 +162,7 @@ def _run(
 
 def _write(
     job: StainJob,
+    tiles: Iterable[Tile],
     work: Work,
     writer: SlideWriter,
     gathered: PreviewCollector,
@@ -173,7 +174,7 @@ def _write(
     grid = job.grid
     rows = [_to_output(grid.row_region(row), grid.region) for row in grid.rows]
     stitcher = BandStitcher(job.spec.size, job.spec.samples, job.spec.background, rows)
-    cores = work.in_order(job.cores(), (core.result() for batch in rendering for core in batch), job)
+    cores = work.in_order(tiles, (core.result() for batch in rendering for core in batch), job)
 
     def measure(where: Region, pixels: NDArray[np.uint8]) -> None:
         with watch.stage("seams"):

@@ -107,9 +107,9 @@ class JointFlow:
     """
 
     def __init__(self, job: StainJob, sampling: SampleOptions) -> None:
-        grid, panel = job.run_grid, len(job.stainer.info.panel)
         from mupd_wsi.model.protocol import as_stepwise
 
+        grid, panel = job.run_grid, len(job.stainer.info.panel)
         stainer = as_stepwise(job.stainer)
         assert stainer is not None  # runs that join step by step are refused otherwise
         self._job, self._stainer, self._sampling = job, stainer, sampling

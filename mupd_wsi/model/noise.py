@@ -113,7 +113,7 @@ def colored(white: NDArray[np.float32], blurs: Blurs, gains: Gains = ()) -> NDAr
         for (_, b), other in zip(blurs, taps, strict=True)
     )
     out = np.zeros((len(white), white.shape[1] - 2 * edge, white.shape[2] - 2 * edge), np.float32)
-    for source, target, shares in zip(white, out, gains or (((1.0,) * len(blurs)),) * len(white), strict=True):
+    for source, target, shares in zip(white, out, gains or ((1.0,) * len(blurs),) * len(white), strict=True):
         for (_, weight), tap, share in zip(blurs, taps, shares, strict=True):
             scaled = tap[tap > 0] * (share * weight / math.sqrt(power))
             blurred = cv2.sepFilter2D(source, cv2.CV_32F, tap[tap > 0], scaled)

@@ -7,13 +7,13 @@ model's card, ``mupd-mini-best.jpg`` and ``mupd-mini-worst.jpg``.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,7 +26,7 @@ from mupd_wsi.preview import compose
 from mupd_wsi.request import NOTICE
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
 from mupd_wsi.training.telling import told_in_a_line
-from mupd_wsi.training.tiles import PATCH, PairedTiles, load_tiles
+from mupd_wsi.training.tiles import PATCH, PairedTiles, load_tiles, patch_means
 from mupd_wsi.writers.spec import Channel
 
 #: Side of a region, px.
@@ -75,8 +75,8 @@ def ranked_regions(
         virtual: of each tile, (C, H, W), 0-255.
         shown: channels that count.
     """
-    real = np.stack([_square_means(tile[list(shown)]) for tile in tiles.markers])
-    made = np.stack([_square_means(planes[list(shown)]) for planes in virtual])
+    real = patch_means(tiles.markers[:, list(shown)], SQUARE)
+    made = patch_means(np.stack([planes[list(shown)] for planes in virtual]), SQUARE)
     middle, spread = real.mean(axis=(0, 2, 3), keepdims=True), real.std(axis=(0, 2, 3), keepdims=True)
     real, made = ((means - middle) / np.maximum(spread, 1e-6) for means in (real, made))
     found = []
@@ -107,9 +107,10 @@ def draw_regions(stainer: TileStainer, data: Path, names: Sequence[str], split: 
     tiles, slide = load_tiles(data, split, info.panel.names), SlideOfTiles(data)
     expected = list(stain_tiles(stainer, slide, tiles.places, SampleOptions("mean")))
     ranked = ranked_regions(tiles, expected, shown)
+    windows = info.display_window["sample"]
     channels = tuple(
-        Channel(info.panel.names[c], info.panel.markers[c].color, (round(low), round(high)))
-        for c, (low, high) in ((c, info.display_window["sample"][c]) for c in shown)
+        Channel(info.panel.names[c], info.panel.markers[c].color, (round(windows[c][0]), round(windows[c][1])))
+        for c in shown
     )
 
     def rows(region: RankedRegion) -> list[tuple[Panel, Panel]]:
@@ -141,12 +142,6 @@ def draw_regions(stainer: TileStainer, data: Path, names: Sequence[str], split: 
     return {name: sheet(name, regions) for name, regions in chosen.items()}
 
 
-def _square_means(planes: NDArray[Any]) -> NDArray[np.float32]:
-    """Means over squares: (C, H, W) to (C, H / SQUARE, W / SQUARE)."""
-    size = (planes.shape[2] // SQUARE, planes.shape[1] // SQUARE)
-    return np.stack([cv2.resize(plane.astype(np.float32), size, interpolation=cv2.INTER_AREA) for plane in planes])
-
-
 def _of_different_tiles(regions: Sequence[RankedRegion]) -> list[RankedRegion]:
     first: dict[int, RankedRegion] = {}
     for region in regions:
@@ -173,4 +168,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -243,6 +243,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         and (side % 512 != 0 or side < recipe.crop),
         "dampings and noise_gains must name markers of the recipe": recipe.heads is not None
         and not recipe.heads.dampings.keys() | recipe.heads.noise_gains.keys() <= set(recipe.markers),
+        "noise_gains need a number for each of the noise_blurs": recipe.heads is not None
+        and any(len(row) != len(recipe.heads.noise_blurs) for row in recipe.heads.noise_gains.values()),
         "markers must have different names": len(set(map(canonical, recipe.markers))) != len(recipe.markers),
         "steps, batch and lora_rank must be at least 1": min(recipe.steps, recipe.batch, recipe.lora_rank) < 1,
     }

@@ -6,6 +6,7 @@ import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,7 +52,7 @@ class PairedTiles:
         return patch_means(self.markers)
 
 
-def patch_means(planes: NDArray[np.uint8], patch: int = PATCH) -> NDArray[np.float32]:
+def patch_means(planes: NDArray[Any], patch: int = PATCH) -> NDArray[np.float32]:
     """Means over squares of ``patch`` px: (N, C, H, W) to (N, C, H/patch, W/patch)."""
     n, c, h, w = planes.shape
     return np.stack(
