@@ -14,7 +14,9 @@ from PIL import Image
 
 from mupd_wsi.drawing import PANEL_SIDE, Panel, Sheet, as_png, compose_sheet
 from mupd_wsi.geometry import Region, Size
+from mupd_wsi.layout import as_picture
 from mupd_wsi.record import write_atomically
+from mupd_wsi.writers.pyramid import halved
 from mupd_wsi.writers.spec import Channel
 
 #: Reads the H&E: region in pixels of the given um/px (anchored at the slide's origin) -> uint8 (h, w, 3).
@@ -110,7 +112,7 @@ class PreviewCollector:
         """
         score = positivity * core.size.area
         if self._best is None or score > self._best[0]:
-            self._best = (score, core, pixels.copy())
+            self._best = (score, core, pixels.copy("K"))
         k = self.factor
         x, y = core.x // k, core.y // k
         small = _shrunk(pixels, core, k)
@@ -183,7 +185,7 @@ def compose(planes: NDArray[np.uint8], channels: tuple[Channel, ...], *, brighte
         uint8 (h, w, 3).
     """
     if not channels:
-        return np.ascontiguousarray(np.moveaxis(planes, 0, 2))
+        return as_picture(planes).copy()
     dark = np.ones((*planes.shape[1:], 3), np.float32)
     for plane, channel in zip(planes, channels, strict=True):
         start, end = channel.window
@@ -214,18 +216,15 @@ def _overview_factor(size: Size, core: int) -> int:
 
 
 def _shrunk(pixels: NDArray[np.uint8], core: Region, factor: int) -> NDArray[np.uint8]:
-    """Mean of each ``factor`` x ``factor`` block of the absolute grid; blocks that the core cuts repeat its edge."""
-    if factor == 1:
-        return pixels
+    """Each ``factor`` x ``factor`` block of the absolute grid as the pyramid has it; blocks that the core cuts repeat
+    its edge. The factor is a power of two."""
     left, top = core.x % factor, core.y % factor
     right, bottom = -core.right % factor, -core.bottom % factor
     if left or top or right or bottom:
         pixels = np.pad(pixels, ((0, 0), (top, bottom), (left, right)), mode="edge")
-    shape = (pixels.shape[2] // factor, pixels.shape[1] // factor)
-    # Half the size first, which OpenCV has a fast way for; factors are even.
-    half = (pixels.shape[2] // 2, pixels.shape[1] // 2)
-    halves = (cv2.resize(plane, half, interpolation=cv2.INTER_AREA) for plane in pixels)
-    return np.stack([cv2.resize(plane, shape, interpolation=cv2.INTER_AREA) for plane in halves])
+    for _ in range(factor.bit_length() - 1):
+        pixels = halved(pixels)
+    return pixels
 
 
 def _rank(best: tuple[float, Region, NDArray[np.uint8]]) -> tuple[float, int, int]:

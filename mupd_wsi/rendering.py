@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mupd_wsi.layout import as_planes
+
 #: float32, or uint8 where a model gives grey levels already.
 Intensities = NDArray[np.float32 | np.uint8]
 
@@ -68,12 +70,13 @@ def to_brightfield(nuclei: NDArray[np.uint8], marker: NDArray[np.uint8] | None) 
         marker: (h, w), grey levels of the target; None paints haematoxylin alone.
 
     Returns:
-        uint8 (3, h, w), red, green, blue.
+        uint8 (3, h, w), red, green, blue, that lie pixel by pixel in memory (:mod:`mupd_wsi.layout`).
     """
     brown = marker if marker is not None else np.zeros_like(nuclei)
     index = nuclei.astype(np.uint16) << 8
     index |= brown
-    return np.stack([np.take(plane, index) for plane in _transmission_table()])
+    picture = cv2.merge([np.take(plane, index) for plane in _transmission_table()])
+    return cast("NDArray[np.uint8]", as_planes(np.asarray(picture)))
 
 
 @cache

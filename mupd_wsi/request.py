@@ -25,6 +25,27 @@ IHC_NOTICE: Final = "rendered from predicted immunofluorescence, not chemical IH
 
 
 @dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """How to read the model out.
+
+    Attributes:
+        readout: "mean", the expected intensity in one pass; or "sample", a seeded draw of the flow.
+        steps: network evaluations of a draw; None takes the model's default. Not used by "mean".
+        seed: of the draw, 0 to 2**64 - 1.
+    """
+
+    readout: Readout = "mean"
+    steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise UsageError(f"steps must lie between 1 and 1000, got {self.steps}")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"seed must lie between 0 and 2**64 - 1, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True)
 class StainOptions:
     """How a slide is stained.
 

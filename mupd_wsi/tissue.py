@@ -196,7 +196,10 @@ def optical_density(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     glass = _glass(planes)
     table = -np.log10((np.arange(256, dtype=np.float32)[:, None] + 1) / (glass + 1))
     table = np.maximum(table, 0).astype(np.float32)
-    return np.stack([table[:, channel][planes[channel]] for channel in range(3)])
+    density = np.empty(planes.shape, np.float32)
+    for plane, levels, place in zip(planes, table.T, density, strict=True):
+        cv2.LUT(plane, np.ascontiguousarray(levels), place)
+    return density
 
 
 def _planes(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -248,28 +251,33 @@ def _colour(density: NDArray[np.float32]) -> NDArray[np.float32]:
     A share of the darkness is taken off, because a shadow takes on a little of the light's tint; near black, colour
     is noise.
     """
-    spread = density.max(axis=0) - density.min(axis=0)
-    colour = np.maximum(spread - _NEUTRAL_TINT * density.mean(axis=0), 0).astype(np.float32)
-    return np.where(_is_black(density), np.float32(0), colour)
+    spread, mean = _spread(density), density.mean(axis=0)
+    colour: NDArray[np.float32] = np.maximum(spread - _NEUTRAL_TINT * mean, 0)
+    colour[_is_black(spread, mean)] = 0
+    return colour
 
 
-def _is_black(density: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Ink, borders, opaque dirt: dense and grey."""
-    mean = density.mean(axis=0)
-    spread = density.max(axis=0) - density.min(axis=0)
+def _spread(density: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Between the densest and the least dense colour of (3, h, w): float32 (h, w)."""
+    red, green, blue = density
+    return np.asarray(cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue))
+
+
+def _is_black(spread: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Ink, borders, opaque dirt: dense and grey; by the spread and the mean of the three densities."""
     return np.asarray((mean > 0.4) & (spread < 0.25 * mean), np.bool_)
 
 
 def _ink(density: NDArray[np.float32], um: float) -> NDArray[np.bool_]:
     """Strokes of a pen, bool (h, w): areas wider than nuclei in colours that haematoxylin and eosin do not make."""
     red, green, blue = density
-    strength = density.max(axis=0) - density.min(axis=0)
+    strength = _spread(density)
     cold = (red > 1.2 * green) & (strength > 0.08)  # blue and green pens absorb red most; H&E absorbs green most
     cold_core = cold & (strength > 0.25)
     warm = (green > 0.75) & (blue > 0.8 * green) & (red < 0.35 * green)  # red pen: pure red, no violet in it
     disc = _disc(_INK_RADIUS_UM / um)
     ink = np.zeros(red.shape, bool)
-    for colour, core in ((cold, cold_core), (warm, warm), (_is_black(density),) * 2):
+    for colour, core in ((cold, cold_core), (warm, warm), (_is_black(strength, density.mean(axis=0)),) * 2):
         wide = cv2.morphologyEx(core.astype(np.uint8), cv2.MORPH_OPEN, disc)
         if wide.any():
             ink |= _touching(colour | (wide > 0), wide > 0)

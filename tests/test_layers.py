@@ -19,6 +19,7 @@ LAYERS = {
     "markers": 0,
     "request": 0,
     "lookahead": 0,
+    "layout": 0,
     "slides": 1,
     "tissue": 1,
     "normalising": 1,
@@ -40,7 +41,7 @@ LAYERS = {
     "__main__": 6,
     "__init__": 6,
 }
-BOTTOM = ("errors", "geometry", "markers", "request", "lookahead")
+BOTTOM = ("errors", "geometry", "markers", "request", "lookahead", "layout")
 #: Within one layer, who may import whom besides itself.
 ALLOWED_SIDEWAYS = {
     *((a, b) for a in BOTTOM for b in BOTTOM),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -133,6 +134,21 @@ def test_threads_and_batches_do_not_change_a_byte(stain: Stain, tmp_path: Path) 
         for batch, workers in ((1, 1), (2, 3), (5, 8))
     ]
     assert all(np.array_equal(images[0], image) for image in images[1:])
+
+
+def test_a_model_that_needs_no_torch_is_run_without_it(tmp_path: Path) -> None:
+    slide = save_slide(tmp_path / "s.png", he_texture(300, 400))
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.identity_run import Identity; import mupd_wsi\n"
+        "options = mupd_wsi.StainOptions(tissue_mask=False, normalise=False, mpp=0.5)\n"
+        "mupd_wsi.stain_slide(sys.argv[1], 'all', model=Identity(0.5), output=sys.argv[2], options=options)\n"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(slide), str(tmp_path / "out.ome.tiff")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=True)
+    assert done.stdout.strip() == "False"
+    pixels = tifffile.imread(tmp_path / "out.ome.tiff")
+    assert np.abs(pixels.astype(int) - he_texture(300, 400)).mean() < 8  # it is a JPEG
 
 
 def test_the_network_sees_each_tile_of_the_slides_grid_once(stain: Stain, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def _finish_pyramid(store: ZarrStore, spec: ImageSpec) -> None:
     )
     try:
         for _, pixels in _level_0(store.folder, spec):
-            cutter.add(np.stack([halved(plane) for plane in pixels]))
+            cutter.add(halved(pixels))
     finally:
         cutter.close()
 

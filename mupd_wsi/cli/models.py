@@ -14,7 +14,7 @@ from mupd_wsi.cli.failures import EXIT_PROBLEMS
 
 if TYPE_CHECKING:
     from mupd_wsi.model import ModelInfo
-    from mupd_wsi.model.foreign import ForeignCard
+    from mupd_wsi.model.foreign_card import ForeignCard
 
 #: Width of a card, characters.
 CARD_WIDTH: Final = 110

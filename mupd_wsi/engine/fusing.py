@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from mupd_wsi.engine.draws import mean_and_spread
 from mupd_wsi.engine.job import StainJob
 from mupd_wsi.engine.overlap import Stopwatch
+from mupd_wsi.model.protocol import as_stepwise
 from mupd_wsi.rendering import Intensities
+from mupd_wsi.request import SampleOptions
 from mupd_wsi.stitching.mosaic import Mosaic, WeightedSum, fading_weights
 from mupd_wsi.tiling import Tile
-
-if TYPE_CHECKING:
-    from mupd_wsi.model import SampleOptions
 
 #: Tiles and what the network made of them, (tiles, channels, n, n).
 Stained = tuple[Sequence[Tile], Intensities]
@@ -107,8 +106,6 @@ class JointFlow:
     """
 
     def __init__(self, job: StainJob, sampling: SampleOptions) -> None:
-        from mupd_wsi.model.protocol import as_stepwise
-
         grid, panel = job.run_grid, len(job.stainer.info.panel)
         stainer = as_stepwise(job.stainer)
         assert stainer is not None  # runs that join step by step are refused otherwise

@@ -16,7 +16,7 @@ from mupd_wsi.geometry import Region, output_size
 from mupd_wsi.markers import Marker
 from mupd_wsi.normalising import StainTransfer
 from mupd_wsi.rendering import Intensities, to_brightfield, to_planes
-from mupd_wsi.request import Fuse, Style
+from mupd_wsi.request import Fuse, SampleOptions, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.slides.cache import DEFAULT_CACHE_BYTES
 from mupd_wsi.tiling import Tile, TileGrid, reflected
@@ -25,7 +25,7 @@ from mupd_wsi.writers.pyramid import TILE
 from mupd_wsi.writers.spec import ImageSpec
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import SampleOptions, TileStainer
+    from mupd_wsi.model import TileStainer
 
 #: How strongly a tile is stained is judged from every n-th pixel of every n-th row.
 SCORE_STEP: Final = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,7 +50,10 @@ def look_at(slide: Slide, mpp: float) -> SlideLook:
     pitch = max(mpp, slide.size.width * own.x / THUMBNAIL_SIDE, slide.size.height * own.y / THUMBNAIL_SIDE)
     size = output_size(slide.size, own, pitch)
     thumbnail = slide.read(Region(0, 0, size.width, size.height), pitch)
-    tissue, guess = TissueMask.from_thumbnail(thumbnail, pitch), stain_guess(thumbnail)
+    with ThreadPoolExecutor(1, "mupd-look") as beside:
+        guessed = beside.submit(stain_guess, thumbnail)
+        tissue = TissueMask.from_thumbnail(thumbnail, pitch)
+        guess = guessed.result()
     probes = probe_places(tissue, output_size(slide.size, own, mpp), mpp) if guess.is_he else ()
     if not probes:
         return SlideLook(tissue, guess, None)

@@ -27,15 +27,16 @@ from mupd_wsi.engine.looking import look_at
 from mupd_wsi.errors import NotHEError, RegionError, UnknownTargetError, UsageError
 from mupd_wsi.geometry import Mpp, Region, Size, output_size
 from mupd_wsi.markers import NUCLEAR_MARKER, Marker, Panel, canonical
+from mupd_wsi.model.protocol import as_stepwise, tile_and_halo
 from mupd_wsi.normalising import StainProfile, StainTransfer
-from mupd_wsi.request import Fuse, StainOptions, Style
+from mupd_wsi.request import Fuse, SampleOptions, StainOptions, Style
 from mupd_wsi.slides import Slide
 from mupd_wsi.tiling import TileGrid
 from mupd_wsi.writers import estimated_bytes
 from mupd_wsi.writers.spec import Channel, ImageSpec
 
 if TYPE_CHECKING:
-    from mupd_wsi.model import SampleOptions, TileStainer
+    from mupd_wsi.model import TileStainer
     from mupd_wsi.model.protocol import Card
 
 MAX_READERS: Final = 4
@@ -182,8 +183,6 @@ def settled_fuse(stainer: TileStainer, options: StainOptions) -> tuple[Fuse, int
         raise UsageError(f"{stainer.info.name} cannot be drawn from; leave out --readout, --steps and --samples")
     fuse = options.fuse or stainer.info.fuse
     if fuse == "joint":
-        from mupd_wsi.model.protocol import as_stepwise
-
         stepwise = as_stepwise(stainer)
         if stepwise is None:
             raise UsageError(
@@ -255,14 +254,10 @@ def _scored(channels: tuple[int, ...], panel: Panel) -> tuple[int, ...]:
 
 
 def _grid(size: Size, region: Region, info: Card, options: StainOptions) -> TileGrid:
-    from mupd_wsi.model.protocol import tile_and_halo
-
     return TileGrid(size, region, *tile_and_halo(info, _sampling(options)))
 
 
 def _sampling(options: StainOptions) -> SampleOptions:
-    from mupd_wsi.model import SampleOptions
-
     return SampleOptions(options.reads_out, options.steps, options.seed)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from mupd_wsi.evaluation.cells import cell_means
 
@@ -29,7 +30,7 @@ QUANTILE_SLACK: Final = 1.0
 
 @dataclass
 class Realism:
-    """Running counts over tiles, one row a channel; memory does not grow but by the patches' positive fractions.
+    """Running counts over tiles, one row a channel; memory does not grow but by what is kept of each cell.
 
     Attributes:
         thresholds: (C,), intensity from which on a pixel, or the mean of a cell, is positive.
@@ -40,7 +41,9 @@ class Realism:
     _power: NDArray[np.float64] = field(init=False)  # (2, C, bands)
     _area: NDArray[np.float64] = field(init=False)  # (2, C): positive pixels
     _pixels: int = field(init=False, default=0)
-    _fractions: list[NDArray[np.float64]] = field(init=False, default_factory=list)  # (3, patches, C)
+    _positive: list[NDArray[np.bool_]] = field(init=False, default_factory=list)  # (3, cells, C): real, draw, read-out
+    _expected: list[NDArray[np.float32]] = field(init=False, default_factory=list)  # (cells, C): means of the read-out
+    _patches: list[NDArray[np.intp]] = field(init=False, default_factory=list)  # (cells,): numbers, tile after tile
 
     def __post_init__(self) -> None:
         channels = len(self.thresholds)
@@ -72,7 +75,11 @@ class Realism:
                 self._power[side, channel] += band_power(plane)
         self._pixels += cells.size
         shown = (real.astype(np.float32), draw, readout)
-        self._fractions.append(np.stack([self._positive_fractions(image, cells) for image in shown]))
+        means = np.stack([cell_means(image, cells) for image in shown])
+        self._positive.append(means >= self.thresholds)
+        self._expected.append(means[2])
+        before = self._patches[-1].max(initial=-1) + 1 if self._patches else 0
+        self._patches.append(before + _patch_of_cells(cells))
 
     def summary(self, draw_pearson: NDArray[Any], readout_pearson: NDArray[Any]) -> list[dict[str, Any]]:
         """One row a channel: the ratios of draw to real, the errors of positive fractions, and what is kept.
@@ -81,8 +88,11 @@ class Realism:
             draw_pearson: correlation with the real stain over squares of 64 px, one a channel.
             readout_pearson: the read-out's.
         """
-        fractions = np.concatenate(self._fractions, axis=1)
-        errors = np.abs(fractions[1:] - fractions[0]).mean(axis=1)  # (2, C): draw, read-out
+        real, draw, readout = np.concatenate(self._positive, axis=1)
+        ideal = ideal_draw(np.concatenate(self._expected), real)
+        patches = np.unique(np.concatenate(self._patches), return_inverse=True)[1]
+        shares = np.stack([_shares(positive, patches) for positive in (real, draw, readout, ideal)])
+        errors = np.abs(shares[1:] - shares[0]).mean(axis=1)  # (3, C): draw, read-out, ideal draw
         return [
             self._row(channel, errors[:, channel], float(draw_pearson[channel] / readout_pearson[channel]))
             for channel in range(len(self.thresholds))
@@ -108,21 +118,36 @@ class Realism:
             "spectrum_ratio": np.round(spectrum, 3).tolist(),
             "cell_error": round(float(errors[0]), 4),
             "readout_cell_error": round(float(errors[1]), 4),
+            "ideal_cell_error": round(float(errors[2]), 4),
             "pearson_64px_ratio": round(pearson_ratio, 3),
             "kept": kept,
         }
 
-    def _positive_fractions(self, planes: NDArray[np.float32], cells: NDArray[np.int32]) -> NDArray[np.float64]:
-        """Share of positive cells in each patch that holds some: (patches, C)."""
-        held = np.flatnonzero(np.bincount(cells.ravel())[1:]) + 1
-        if not len(held):
-            return np.zeros((0, len(planes)))
-        positive = cell_means(planes, cells) >= self.thresholds
-        patch = _patch_of_cells(cells)[held]
-        counts = np.bincount(patch)
-        used = counts > 0
-        sums = [np.bincount(patch, weights=column, minlength=len(counts))[used] for column in positive.T]
-        return np.asarray(np.stack(sums, axis=1) / counts[used, None])
+
+def ideal_draw(expected: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Cells called positive at random by their true odds, given what the read-out tells of them.
+
+    The odds are the best rising function of the read-out (isotonic regression) on the very cells that are then drawn,
+    so no draw of a model that knows no more than the read-out can have better ones.
+
+    Args:
+        expected: (cells, C), means of the read-out over each cell.
+        real: (cells, C), which cells are positive.
+    """
+    chance = np.random.default_rng(0).random(real.shape)
+    order = np.argsort(expected, axis=0)
+    drawn = np.zeros_like(real)
+    for channel, cells in enumerate(order.T):
+        odds = isotonic_regression(real[cells, channel].astype(np.float64)).x if len(cells) else np.zeros(0)
+        drawn[cells, channel] = chance[cells, channel] < odds
+    return drawn
+
+
+def _shares(positive: NDArray[np.bool_], patches: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Share of positive cells in each patch: (patches, C). Patches are numbered without gaps."""
+    counts = np.bincount(patches)
+    sums = [np.bincount(patches, weights=column, minlength=len(counts)) for column in positive.T]
+    return np.asarray(np.stack(sums, axis=1) / np.maximum(counts, 1)[:, None])
 
 
 def quantiles(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -151,10 +176,11 @@ def band_power(plane: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _patch_of_cells(cells: NDArray[np.int32]) -> NDArray[np.intp]:
-    """Number of the patch that holds the centre of each cell, by the cell's label."""
+    """Number of the patch that holds the centre of each cell, in the order of :func:`cell_means`: (N,)."""
     labels = cells.ravel()
     rows, columns = np.indices(cells.shape, np.float32)
-    counts = np.maximum(np.bincount(labels), 1)
-    y, x = (np.bincount(labels, places.ravel()) / counts for places in (rows, columns))
+    counts = np.bincount(labels)
+    held = np.flatnonzero(counts[1:]) + 1
+    y, x = (np.bincount(labels, places.ravel())[held] / counts[held] for places in (rows, columns))
     across = -(-cells.shape[1] // PATCH)
     return np.asarray(y.astype(np.intp) // PATCH * across + x.astype(np.intp) // PATCH)

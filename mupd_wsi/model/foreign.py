@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Lock
-from typing import Any, Final, Protocol, Self
+from typing import Any, Protocol, Self
 
 import cv2
 import numpy as np
@@ -24,15 +24,13 @@ from torch import Tensor, nn
 
 from mupd_wsi.errors import BundleError, UsageError
 from mupd_wsi.geometry import Region
+from mupd_wsi.layout import as_planes, lies_by_pixel
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import state_hash
 from mupd_wsi.model.devices import resolve_device
+from mupd_wsi.model.foreign_card import ForeignCard
 from mupd_wsi.model.memory import BatchWidth
-from mupd_wsi.model.stainer import SampleOptions
-from mupd_wsi.request import Fuse
-
-#: What a card of theirs says at least.
-LIMIT: Final = "A model of somebody else: its authors say what may be expected of it."
+from mupd_wsi.request import Fuse, SampleOptions
 
 
 class DenseModel(Protocol):
@@ -58,57 +56,6 @@ class VirtualStainModel(DenseModel, Protocol):
     """One that predicts brightfield pictures: three planes a stain."""
 
     stains: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignCard:
-    """What a run wants to know of a model; see :class:`mupd_wsi.model.bundle.ModelInfo` for what is not told here.
-
-    Attributes:
-        painted: it gives brightfield pictures: the panel's entries are stains, three planes each.
-        period: px by which tiles may be moved without changing the lattice that its strides lay over the slide.
-
-    Raises:
-        UsageError: numbers that cannot be meant.
-    """
-
-    name: str
-    panel: Panel
-    mpp: float
-    tile: int
-    halo: int
-    weights_sha256: str
-    fuse: Fuse
-    version: str = "unknown"
-    license: str = "see its authors"
-    credit: str = "not stated"
-    painted: bool = False
-    period: int = 1
-    steps: int = 1
-    stain_reference: None = None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    limits: tuple[str, ...] = (LIMIT,)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mpp < math.inf:
-            raise UsageError(f"{self.name}: um/px must lie above 0, got {self.mpp:g}")
-        if self.tile <= 2 * self.halo or self.halo < 0:
-            raise UsageError(f"{self.name}: a tile of {self.tile} px leaves nothing within a halo of {self.halo} px")
-        if self.period < 1 or self.halo % self.period or self.tile % self.period:
-            raise UsageError(
-                f"{self.name}: tile and halo must be multiples of {self.period} px, got {self.tile} and {self.halo}"
-            )
-
-    def halo_of(self, steps: int) -> int:
-        """px on each side of a tile that are thrown away: of a model of others always the same."""
-        del steps
-        return self.halo
-
-    @property
-    def display_window(self) -> Mapping[str, tuple[tuple[float, float], ...]]:
-        """The whole of the model's output range; it is read out, and cannot be drawn from."""
-        return {"mean": ((0.0, 255.0),) * len(self.panel)}
 
 
 class ForeignStainer:
@@ -197,7 +144,8 @@ class ForeignStainer:
         def stain_one(part: slice, width: int) -> None:
             del width  # one tile at a time
             planes = self._predicted(rgb[part.start], each * len(self.info.panel))
-            made[part.start] = self._in_grey_levels(_taken(planes[:, rows, columns].numpy(), chosen))
+            inner = planes[:, rows, columns].numpy()
+            made[part.start] = self._in_grey_levels(_taken(inner, chosen, as_picture=self.info.painted))
 
         self.fitting.in_parts(len(rgb), stain_one)
         return np.stack(list(made.values())) if len(made) > 1 else made[0][None]
@@ -233,14 +181,19 @@ class ForeignStainer:
         return found[0].repeat_interleave(times, dim=1).repeat_interleave(times, dim=2) if times > 1 else found[0]
 
 
-def _taken(planes: NDArray[Any], chosen: Sequence[int]) -> NDArray[Any]:
-    """Some planes of (planes, h, w), copied; by OpenCV where they lie pixel by pixel, which numpy is slow at."""
-    by_pixel = planes.transpose(1, 2, 0)
-    if len(planes) == 1 or by_pixel.strides[-1] != planes.itemsize:
+def _taken(planes: NDArray[Any], chosen: Sequence[int], *, as_picture: bool) -> NDArray[Any]:
+    """Some planes of (planes, h, w), copied; by OpenCV where they lie pixel by pixel, which numpy is slow at.
+
+    A picture in 8 bits that lies so is left so (:mod:`mupd_wsi.layout`).
+    """
+    picture = planes.transpose(1, 2, 0)
+    if as_picture and planes.dtype == np.uint8 and lies_by_pixel(planes) and list(chosen) == [0, 1, 2]:
+        return as_planes(picture.copy())
+    if len(planes) == 1 or picture.strides[-1] != planes.itemsize:
         return planes[chosen]
     taken = np.empty((len(chosen), *planes.shape[1:]), planes.dtype)
     for plane, place in zip(chosen, taken, strict=True):
-        cv2.extractChannel(by_pixel, plane, place)
+        cv2.extractChannel(picture, plane, place)
     return taken
 
 

@@ -1,4 +1,7 @@
-"""A device that has too little memory for a batch gets half of it, and half of that, before anybody is bothered."""
+"""A device that has too little memory for a batch gets half of it, and half of that, before anybody is bothered.
+
+torch is imported where something has gone wrong: a run whose model needs none does without it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import platform
 from collections.abc import Callable
 from functools import cache
 from typing import Final
-
-import torch
 
 from mupd_wsi.errors import DeviceMemoryError
 
@@ -75,12 +76,16 @@ class BatchWidth:
             ) from error
         # Another thread may have met the same, and have halved it already.
         self.width = min(self.width, failed // 2)
+        import torch
+
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch or Python says that there is no memory left."""
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)

@@ -25,9 +25,9 @@ from mupd_wsi.errors import BundleError, MupdError
 from mupd_wsi.markers import Marker, Panel
 from mupd_wsi.model.bundle import CARD_FILE, MAX_CARD_BYTES
 from mupd_wsi.model.devices import resolve_device
-from mupd_wsi.model.foreign import LIMIT, ForeignCard, ForeignStainer, panel_of
-from mupd_wsi.model.stainer import SampleOptions
-from mupd_wsi.request import Fuse
+from mupd_wsi.model.foreign import ForeignStainer, panel_of
+from mupd_wsi.model.foreign_card import LIMIT, ForeignCard
+from mupd_wsi.request import Fuse, SampleOptions
 
 KINDS: Final = ("torch.export", "torchscript")
 

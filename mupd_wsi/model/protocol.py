@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.geometry import Region
-from mupd_wsi.model.bundle import ModelInfo
-from mupd_wsi.model.foreign import ForeignCard
-from mupd_wsi.model.memory import BatchWidth
-from mupd_wsi.model.stainer import SampleOptions
-from mupd_wsi.request import Readout
+from mupd_wsi.request import Readout, SampleOptions
+
+if TYPE_CHECKING:
+    from mupd_wsi.model.bundle import ModelInfo
+    from mupd_wsi.model.foreign_card import ForeignCard
+    from mupd_wsi.model.memory import BatchWidth
 
 #: What is known of a model.
-Card = ModelInfo | ForeignCard
+Card: TypeAlias = "ModelInfo | ForeignCard"
 
 
 class TileStainer(Protocol):

@@ -26,30 +26,9 @@ from mupd_wsi.model.memory import BatchWidth, keep_freed_memory
 from mupd_wsi.model.narrowing import narrowed
 from mupd_wsi.model.network import MuPDNetwork
 from mupd_wsi.model.noise import slide_noise_colored
-from mupd_wsi.request import Readout
+from mupd_wsi.request import Readout, SampleOptions
 
 MAX_CPU_THREADS: Final = 8  # each holds one tile's activations
-
-
-@dataclass(frozen=True, slots=True)
-class SampleOptions:
-    """How to read the model out.
-
-    Attributes:
-        readout: "mean", the expected intensity in one pass; or "sample", a seeded draw of the flow.
-        steps: network evaluations of a draw; None takes the model's default. Not used by "mean".
-        seed: of the draw, 0 to 2**64 - 1.
-    """
-
-    readout: Readout = "mean"
-    steps: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and not 1 <= self.steps <= 1000:
-            raise UsageError(f"steps must lie between 1 and 1000, got {self.steps}")
-        if not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed must lie between 0 and 2**64 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True, slots=True)

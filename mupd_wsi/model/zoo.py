@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from mupd_wsi.errors import MupdError, UsageError
-from mupd_wsi.model.foreign import LIMIT, ForeignCard, ForeignStainer, outputs_of, panel_of, weights_hash
+from mupd_wsi.model.foreign import ForeignStainer, outputs_of, panel_of, weights_hash
+from mupd_wsi.model.foreign_card import LIMIT, ForeignCard
 
 PREFIX: Final = "zoo:"
 PACKAGE: Final = "lazyslide-models"

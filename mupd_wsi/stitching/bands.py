@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from mupd_wsi.geometry import Region, Size
 #: Rows of the output: where (``x == 0``, full width, output pixels counted from the image's own top left corner),
 #: and uint8 (samples, height, width).
 Band = tuple[Region, NDArray[np.uint8]]
+
+_PLANE_BY_PLANE: Final = np.empty((1, 1, 1), np.uint8)
 
 
 class BandStitcher:
@@ -37,6 +40,8 @@ class BandStitcher:
     def bands(self, cores: Iterable[tuple[Region, NDArray[np.uint8]]]) -> Iterator[Band]:
         """Take cores in raster order, give every band once, in order, as soon as no later core can touch it.
 
+        A band lies in memory as the first of its cores does (:mod:`mupd_wsi.layout`).
+
         Args:
             cores: where (inside one band; output pixels counted from the image's top left corner), and
                 uint8 (samples, height, width).
@@ -45,22 +50,23 @@ class BandStitcher:
             ValueError: a core lies outside the band whose turn it is, or its pixels have another shape than it.
         """
         waiting = iter(self._rows)
-        rows = next(waiting)
-        pixels = self._blank(rows)
+        rows, pixels = next(waiting), None
         for where, part in cores:
             while where.y >= rows.bottom:
-                yield rows, pixels
-                del pixels  # before the next one is made
+                yield rows, self._blank(rows) if pixels is None else pixels
+                pixels = None  # before the next one is made
                 rows = _following(waiting, where)
-                pixels = self._blank(rows)
+            if pixels is None:
+                pixels = self._blank(rows, part)
             self._paste(rows, pixels, where, part)
-        yield rows, pixels
-        del pixels
+        yield rows, self._blank(rows) if pixels is None else pixels
+        pixels = None
         for rows in waiting:
             yield rows, self._blank(rows)
 
-    def _blank(self, rows: Region) -> NDArray[np.uint8]:
-        return np.full((self._samples, rows.height, rows.width), self._background, np.uint8)
+    def _blank(self, rows: Region, like: NDArray[np.uint8] = _PLANE_BY_PLANE) -> NDArray[np.uint8]:
+        shape = (self._samples, rows.height, rows.width)
+        return np.full_like(like, self._background, shape=shape)
 
     def _paste(self, rows: Region, pixels: NDArray[np.uint8], where: Region, part: NDArray[np.uint8]) -> None:
         if not rows.contains(where):

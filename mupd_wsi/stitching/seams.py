@@ -114,8 +114,8 @@ class ShiftProbe:
             counts: bool (height, width), the pixels that count; None: all.
         """
         chosen = self._seen if counts is None else self._seen & counts
-        ours, theirs = self._pixels[:, chosen], other[:, chosen]
-        return np.maximum(ours, theirs) - np.minimum(ours, theirs)
+        differences = np.maximum(self._pixels, other) - np.minimum(self._pixels, other)
+        return differences.reshape(len(differences), -1) if chosen.all() else differences[:, chosen]
 
 
 def grid_shift(differences: Sequence[NDArray[np.uint8]]) -> GridShift | None:

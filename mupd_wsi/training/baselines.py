@@ -27,7 +27,7 @@ from mupd_wsi.model.devices import resolve_device
 from mupd_wsi.model.features import image_features
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.network import MuPDNetwork, parameter_count
-from mupd_wsi.model.stainer import SampleOptions
+from mupd_wsi.request import SampleOptions
 from mupd_wsi.training.augment import jitter_stains
 from mupd_wsi.training.fitting import CurveCounts, fit_transform
 from mupd_wsi.training.measure import MEAN_ROW, Table, agreement_table, measure_tiles

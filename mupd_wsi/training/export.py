@@ -23,8 +23,8 @@ from mupd_wsi.model.calibration import Calibration, RootMoments
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.noise import Gains
 from mupd_wsi.model.protocol import TileStainer
-from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.model.transform import TargetTransform
+from mupd_wsi.request import SampleOptions
 from mupd_wsi.training.adapters import merged
 from mupd_wsi.training.finished import tile_shape
 from mupd_wsi.training.fitting import SHOWN_AREA, CurveCounts, display_windows, fit_stain_reference

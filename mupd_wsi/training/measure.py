@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mupd_wsi.evaluation.agreement import PATCHES, Agreement
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.protocol import TileStainer
-from mupd_wsi.model.stainer import SampleOptions
+from mupd_wsi.request import SampleOptions
 from mupd_wsi.training.neighbours import SlideOfTiles, SquareReader, stain_tiles
 from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import PairedTiles, load_tiles

@@ -21,7 +21,7 @@ from mupd_wsi.evaluation.realism import WAVELENGTHS, Realism
 from mupd_wsi.markers import NUCLEAR_MARKER
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.protocol import TileStainer
-from mupd_wsi.model.stainer import SampleOptions
+from mupd_wsi.request import SampleOptions
 from mupd_wsi.training.fitting import HIGH_QUANTILE, POSITIVE_SHARE
 from mupd_wsi.training.measure import LEFT_OUT_OF_MEAN
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
@@ -74,7 +74,8 @@ def draw_table(table: Mapping[str, Mapping[str, Any]]) -> str:
     bands = ", ".join(f"{a}-{b}" for a, b in pairwise(WAVELENGTHS))
     head = (
         "| marker | area, draw / real | quantiles 90, 99, 99.9 %, real | draw | "
-        f"power, draw / real, {bands} px | cell error, draw / read-out | 64 px Pearson, draw / read-out | missed |\n"
+        f"power, draw / real, {bands} px | cell error, draw / read-out / ideal draw | "
+        "64 px Pearson, draw / read-out | missed |\n"
         "|---|---|---|---|---|---|---|---|\n"
     )
     rows = sorted(table.items(), key=lambda item: -sum(item[1]["kept"].values()))
@@ -92,7 +93,7 @@ def _line(name: str, row: Mapping[str, Any]) -> str:
     real, drawn = (" / ".join(f"{v:g}" for v in row[key]) for key in ("real_quantiles", "draw_quantiles"))
     power = " / ".join(f"{v:.2f}" for v in row["spectrum_ratio"])
     missed = ", ".join(what for what, kept in row["kept"].items() if not kept) or "-"
-    errors = f"{row['cell_error']:.3f} / {row['readout_cell_error']:.3f}"
+    errors = " / ".join(f"{row[key]:.3f}" for key in ("cell_error", "readout_cell_error", "ideal_cell_error"))
     ratio = row["pearson_64px_ratio"]
     return f"| {name} | {row['area_ratio']:.2f} | {real} | {drawn} | {power} | {errors} | {ratio:.2f} | {missed} |\n"
 

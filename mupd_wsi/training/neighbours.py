@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mupd_wsi.errors import SlideError
 from mupd_wsi.model.protocol import TileStainer, tile_and_halo
-from mupd_wsi.model.stainer import SampleOptions
+from mupd_wsi.request import SampleOptions
 from mupd_wsi.training.tiles import TilePlace
 
 GLASS = 245

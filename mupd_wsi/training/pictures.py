@@ -21,9 +21,8 @@ from PIL import Image
 from mupd_wsi.drawing import Panel, Sheet, compose_sheet
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.protocol import TileStainer
-from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.preview import compose
-from mupd_wsi.request import NOTICE
+from mupd_wsi.request import NOTICE, SampleOptions
 from mupd_wsi.training.neighbours import SlideOfTiles, stain_tiles
 from mupd_wsi.training.telling import told_in_a_line
 from mupd_wsi.training.tiles import PATCH, PairedTiles, load_tiles, patch_means

@@ -22,8 +22,8 @@ from mupd_wsi.engine.looking import look_at
 from mupd_wsi.errors import SlideError, UsageError
 from mupd_wsi.model.loading import load_model
 from mupd_wsi.model.protocol import TileStainer
-from mupd_wsi.model.stainer import SampleOptions
 from mupd_wsi.normalising import StainProfile, StainTransfer
+from mupd_wsi.request import SampleOptions
 from mupd_wsi.slides import open_slide
 from mupd_wsi.training.fitting import fit_stain_reference
 from mupd_wsi.training.measure import MEAN_ROW, Table, measure_tiles

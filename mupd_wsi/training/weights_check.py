@@ -17,8 +17,7 @@ from typing import Final
 from mupd_wsi.errors import MupdError
 from mupd_wsi.model.bundle import WEIGHTS_FILE, ModelInfo, find_bundle, read_info, read_weights
 from mupd_wsi.model.loading import load_model
-from mupd_wsi.model.stainer import SampleOptions
-from mupd_wsi.request import Readout
+from mupd_wsi.request import Readout, SampleOptions
 from mupd_wsi.training.measure import MEAN_ROW, Table, measure
 
 MAX_BYTES: Final = 15_000_000

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mupd_wsi.geometry import Size
+from mupd_wsi.layout import as_planes, lies_by_pixel
 from mupd_wsi.lookahead import in_order
 
 Pixels = NDArray[np.uint8]
@@ -41,24 +42,31 @@ def level_sizes(size: Size, largest: int = TILE) -> tuple[Size, ...]:
     return tuple(sizes)
 
 
-def halved(plane: Pixels) -> Pixels:
-    """The next level of one plane: means of 2 x 2 px, halves rounded up; an odd last row or column counts twice.
+def halved(pixels: Pixels) -> Pixels:
+    """The next level: means of 2 x 2 px, halves rounded up; an odd last row or column counts twice.
 
     Args:
-        plane: uint8 (h, w).
+        pixels: uint8 (planes, h, w).
 
     Returns:
-        uint8 (ceil(h / 2), ceil(w / 2)).
+        uint8 (planes, ceil(h / 2), ceil(w / 2)), in memory as the pixels are (:mod:`mupd_wsi.layout`).
     """
-    height, width = plane.shape
+    if lies_by_pixel(pixels):
+        return as_planes(_halved_picture(pixels.transpose(1, 2, 0)))
+    return np.stack([_halved_picture(plane) for plane in pixels])
+
+
+def _halved_picture(picture: Pixels) -> Pixels:
+    """uint8 (h, w) or (h, w, planes)."""
+    height, width = picture.shape[:2]
     if height % 2 or width % 2:
-        plane = np.asarray(
-            cv2.copyMakeBorder(plane, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8
-        ).reshape(height + height % 2, width + width % 2)
-    size = (plane.shape[1] // 2, plane.shape[0] // 2)
+        picture = np.asarray(
+            cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8
+        ).reshape(height + height % 2, width + width % 2, *picture.shape[2:])
+    size = (picture.shape[1] // 2, picture.shape[0] // 2)
     # For exactly half the size, INTER_AREA is the rounded mean, and 100 times as fast as numpy's.
-    small = cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.uint8).reshape(size[1], size[0])
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.uint8).reshape(size[1], size[0], *picture.shape[2:])
 
 
 def filled_up(pixels: Pixels, side: int) -> Pixels:
@@ -165,7 +173,7 @@ class PyramidCutter:
             if count == room:
                 self._cut(0, row, part)
                 continue
-            buffer = self._buffer(0)
+            buffer = self._buffer(0, band)
             buffer[:, filled : filled + count] = part
             if filled + count == room:
                 self._cut(0, row, buffer[:, :room])
@@ -175,11 +183,11 @@ class PyramidCutter:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._buffers.clear()
 
-    def _buffer(self, level: int) -> Pixels:
-        """One row of tiles of a level."""
+    def _buffer(self, level: int, like: Pixels) -> Pixels:
+        """One row of tiles of a level, in memory as what comes first for it."""
         if level not in self._buffers:
             shape = (self._planes, self._tiles.side, self.sizes[level].width)
-            self._buffers[level] = np.empty(shape, np.uint8)
+            self._buffers[level] = np.empty_like(like, shape=shape)
         return self._buffers[level]
 
     def _cut(self, level: int, row: int, pixels: Pixels) -> None:
@@ -188,7 +196,7 @@ class PyramidCutter:
         below = None
         start = row % 2 * tiles.side // 2
         if level + 1 < len(self.sizes):
-            below = self._buffer(level + 1)[:, start : start + -(-pixels.shape[1] // 2)]
+            below = self._buffer(level + 1, pixels)[:, start : start + -(-pixels.shape[1] // 2)]
 
         def work(place: TilePlace) -> bytes | None:
             planes = slice(place.group * tiles.planes, (place.group + 1) * tiles.planes)
@@ -201,7 +209,7 @@ class PyramidCutter:
         for place, encoded in in_order(self._pool, work, places, self._threads * AHEAD_PER_THREAD):
             self._take(place, encoded)
         if below is not None and (start or (row + 1) * tiles.side >= self.sizes[level].height):
-            self._cut(level + 1, row // 2, self._buffer(level + 1)[:, : start + below.shape[1]])
+            self._cut(level + 1, row // 2, self._buffer(level + 1, pixels)[:, : start + below.shape[1]])
 
     def _tile(self, pixels: Pixels, below: Pixels | None) -> bytes | None:
         """Encode one tile, uint8 (planes of a group, h, w), and write its half size into the coarser level's place."""
@@ -211,6 +219,5 @@ class PyramidCutter:
                 below[...] = background
             return None
         if below is not None:
-            for plane, half in zip(pixels, below, strict=True):
-                half[...] = halved(plane)
+            below[...] = halved(pixels)
         return self._tiles.encode(filled_up(pixels, self._tiles.side))

@@ -7,13 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import imagecodecs
 import numpy as np
 import tifffile
 from isal import isal_zlib
 
 from mupd_wsi.geometry import Size
+from mupd_wsi.layout import as_picture
 from mupd_wsi.writers.omexml import ome_xml, software
 from mupd_wsi.writers.pyramid import TILE, Pixels, TileFormat, TilePlace, level_sizes
 from mupd_wsi.writers.spec import ImageSpec
@@ -44,7 +44,7 @@ def encode_rgb(tile: Pixels) -> bytes:
     """
     return bytes(
         imagecodecs.jpeg8_encode(
-            cv2.merge(list(tile)), level=JPEG_QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="422"
+            as_picture(tile), level=JPEG_QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="422"
         )
     )
 

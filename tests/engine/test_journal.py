@@ -7,6 +7,7 @@ import pytest
 
 from mupd_wsi.engine.journal import Core, Journal
 from mupd_wsi.errors import OutputError
+from mupd_wsi.layout import as_planes, lies_by_pixel
 
 KEY = bytes(range(32))
 SHAPE = (3, 20, 30)
@@ -36,6 +37,21 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     assert journal.indices() == {0, 1, 2, 3, 4}
     assert all(same(journal.replay(SHAPE, one.index), one) for one in cores)
     journal.close()
+
+
+def test_what_lies_pixel_by_pixel_comes_back_so(tmp_path: Path) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
+    journal = Journal(tmp_path / "log", KEY)
+    journal.keep(Core(4, as_planes(picture), 1.0))
+    journal.keep(core(5))
+    journal.close()
+    journal = Journal(tmp_path / "log", KEY)
+    found, plain = journal.replay(SHAPE, 4).pixels, journal.replay(SHAPE, 5).pixels
+    journal.close()
+    assert lies_by_pixel(found)
+    assert not lies_by_pixel(plain)
+    assert np.array_equal(found, as_planes(picture))
+    assert np.array_equal(plain, core(5).pixels)
 
 
 def test_it_can_be_read_while_it_grows(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mupd_wsi.evaluation.realism import WAVELENGTHS, Realism, band_power, quantiles
+from mupd_wsi.evaluation.realism import WAVELENGTHS, Realism, band_power, ideal_draw, quantiles
 
 SIDE = 512
 
@@ -39,6 +39,28 @@ def test_the_real_stain_itself_keeps_everything(stain):
     assert row["area_ratio"] == 1
     assert row["spectrum_ratio"] == [1.0] * (len(WAVELENGTHS) - 1)
     assert row["cell_error"] == 0 < row["readout_cell_error"]
+
+
+def test_an_ideal_draw_has_the_odds_that_the_readout_tells():
+    rng = np.random.default_rng(3)
+    expected = rng.random((40_000, 2)).astype(np.float32)
+    real = rng.random(expected.shape) < expected * (0.5, 0.02)
+    drawn = ideal_draw(expected, real)
+    for low in (0.0, 0.25, 0.5, 0.75):
+        within = (expected >= low) & (expected < low + 0.25)
+        assert [drawn[w, c].mean() for c, w in enumerate(within.T)] == pytest.approx(
+            [real[w, c].mean() for c, w in enumerate(within.T)], abs=0.012
+        )
+    assert (drawn != real).any()
+
+
+def test_no_draw_of_rare_cells_misses_less_of_a_patch_than_calling_none_positive(stain):
+    """Which is why a draw that keeps the area cannot have fewer errors than a read-out that calls none."""
+    _, cells = stain
+    rare = np.zeros((1, SIDE, SIDE), np.float32)
+    rare[0, np.isin(cells, np.arange(1, cells.max(), 60))] = 150
+    row = _kept(np.rint(rare).astype(np.uint8), rare, cells)
+    assert row["ideal_cell_error"] > row["readout_cell_error"] > row["cell_error"] == 0
 
 
 def test_positive_cells_elsewhere_in_the_patch_are_as_good(stain):

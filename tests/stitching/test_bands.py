@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mupd_wsi.geometry import Region, Size
+from mupd_wsi.layout import as_planes, lies_by_pixel
 from mupd_wsi.stitching import BandStitcher
 from mupd_wsi.tiling import TileGrid
 
@@ -48,6 +49,16 @@ ROWS = (Region(0, 0, 4, 2), Region(0, 2, 4, 2), Region(0, 4, 4, 1))
 
 def part(height: int, width: int) -> NDArray[np.uint8]:
     return np.zeros((1, height, width), np.uint8)
+
+
+def test_a_band_lies_in_memory_as_its_cores_do() -> None:
+    picture = np.arange(4 * 2 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    cores = [(Region(0, 2, 4, 2), as_planes(picture))]
+    blank, band, last = (pixels for _, pixels in BandStitcher(Size(4, 5), 3, 255, ROWS).bands(cores))
+    assert lies_by_pixel(band)
+    assert np.array_equal(band, as_planes(picture))
+    assert (blank == 255).all()
+    assert (last == 255).all()
 
 
 def test_a_band_comes_as_soon_as_a_later_row_begins() -> None:

@@ -10,7 +10,7 @@ from pairs import recipe_values
 
 from mupd_wsi.errors import UsageError
 from mupd_wsi.model import load_model
-from mupd_wsi.model.stainer import SampleOptions
+from mupd_wsi.request import SampleOptions
 from mupd_wsi.training.finished import least_squares, moved
 from mupd_wsi.training.heads import HeadTrainer
 from mupd_wsi.training.recipe import HEADS, Damping, load_recipe

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from written import plain_levels
 
 from mupd_wsi.geometry import Size
+from mupd_wsi.layout import as_planes, lies_by_pixel
 from mupd_wsi.writers.pyramid import PyramidCutter, TileFormat, TilePlace, halved, level_sizes
 
 SIDE = 8
@@ -81,15 +82,23 @@ def test_every_pixel_of_every_level_arrives_once(
         np.testing.assert_array_equal(shown[:, : meant.shape[1], : meant.shape[2]], meant)
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
-def test_halving_is_the_rounded_mean(height: int, width: int, seed: int) -> None:
-    plane = np.random.default_rng(seed).integers(0, 256, (1, height, width), np.uint8)
-    np.testing.assert_array_equal(halved(plane[0]), plain_levels(plane, 2)[1][0])
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4), st.booleans(), st.integers(0, 1000))
+def test_halving_is_the_rounded_mean(height: int, width: int, planes: int, by_pixel: bool, seed: int) -> None:
+    shape = (height, width, planes) if by_pixel else (planes, height, width)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    pixels = as_planes(pixels) if by_pixel else pixels
+    np.testing.assert_array_equal(halved(pixels), plain_levels(pixels, 2)[1])
+
+
+def test_halves_lie_in_memory_as_what_they_are_made_of() -> None:
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    assert lies_by_pixel(halved(as_planes(pixels)))
+    assert not lies_by_pixel(halved(np.ascontiguousarray(as_planes(pixels))))
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
 def test_halving_keeps_flat_pictures(value: int) -> None:
-    assert np.unique(halved(np.full((31, 33), value, np.uint8))).tolist() == [value]
+    assert np.unique(halved(np.full((1, 31, 33), value, np.uint8))).tolist() == [value]
 
 
 def test_levels_end_with_one_tile() -> None:
