@@ -1,4 +1,4 @@
-"""What the model is compared with, on the same tiles: the mean stain, a linear map, and a plain regression U-Net.
+"""What the model is compared with, on the same tiles: the mean stain, linear maps, and a plain regression U-Net.
 
 ``python -m mupd_wsi.training.baselines RECIPE --run FOLDER --seconds 2700 [--model mupd-mini]``
 
@@ -64,24 +64,33 @@ def density_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate([density if s == 1 else cv2.blur(density, (s, s)) for s in SCALES], axis=2)
 
 
-def fit_linear(train: PairedTiles, around: SquareReader) -> NDArray[np.float64]:
-    """The best linear map from :func:`density_features` and 1 to intensities (least squares), (19, C)."""
+def fit_linear(train: PairedTiles, around: SquareReader, *, of_roots: bool) -> NDArray[np.float64]:
+    """The best linear map from :func:`density_features` and 1 to intensities, or to their roots (least squares).
+
+    Neither is the better one of all markers: squares of roots follow extremes further, such as a haemorrhage.
+
+    Returns:
+        (19, C).
+    """
     size = 3 * len(SCALES) + 1
     gram, cross = np.zeros((size, size)), np.zeros((size, train.markers.shape[1]))
     for rgb, real in _with_margin(train, around):
         inner = density_features(rgb)[MARGIN:-MARGIN:STRIDE, MARGIN:-MARGIN:STRIDE].reshape(-1, size - 1)
         x = np.column_stack([inner, np.ones(len(inner))]).astype(np.float64)
         gram += x.T @ x
-        cross += x.T @ real[:, ::STRIDE, ::STRIDE].reshape(len(real), -1).T
+        y = real[:, ::STRIDE, ::STRIDE].reshape(len(real), -1).T.astype(np.float64)
+        cross += x.T @ (np.sqrt(y) if of_roots else y)
     return np.linalg.solve(gram + RIDGE * np.trace(gram) / size * np.eye(size), cross)
 
 
-def linear_prediction(weights: NDArray[np.float64]) -> Predict:
-    """The map as a predictor of intensities."""
+def linear_prediction(weights: NDArray[np.float64], *, of_roots: bool) -> Predict:
+    """The map as a predictor of intensities; of roots, none of which lies below 0, by their squares."""
 
     def predict(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         inner = density_features(rgb)[MARGIN:-MARGIN, MARGIN:-MARGIN]
-        return np.asarray((inner @ weights[:-1] + weights[-1]).transpose(2, 0, 1), np.float32)
+        found = inner @ weights[:-1].astype(np.float32) + weights[-1].astype(np.float32)
+        found = np.square(np.maximum(found, 0)) if of_roots else found
+        return np.asarray(found.transpose(2, 0, 1), np.float32)
 
     return predict
 
@@ -165,15 +174,17 @@ def predicted_table(predict: Predict, tiles: PairedTiles, around: SquareReader, 
 def measure_baselines(
     recipe: Recipe, pairs: PairSource, seconds: float, device: str, steps: int | None = None
 ) -> dict[str, Table]:
-    """Fit and measure all three on the dev tiles; by name."""
+    """Fit and measure all of them on the dev tiles; by name."""
     train, dev, around, names = pairs.tiles("train"), pairs.tiles("dev"), pairs.around(), recipe.markers
     means = mean_stain(train)[:, None, None]
     tables = {
         "mean stain": agreement_table(
             names, ((real, np.broadcast_to(means, real.shape).astype(np.float32)) for real in dev.markers)
         ),
-        "linear map": predicted_table(linear_prediction(fit_linear(train, around)), dev, around, names),
     }
+    for title, of_roots in (("linear map", False), ("linear map of roots", True)):
+        fitted = linear_prediction(fit_linear(train, around, of_roots=of_roots), of_roots=of_roots)
+        tables[title] = predicted_table(fitted, dev, around, names)
     network, done = train_unet(recipe, train, seconds, device, steps)
     title = f"U-Net ({sum(p.numel() for p in network.parameters()) / 1e6:.2f} M, {done} steps)"
     tables[title] = predicted_table(unet_prediction(network, train, around, device), dev, around, names)

@@ -200,3 +200,11 @@ def test_devices_that_are_not_there_are_refused(device):
 def test_options_check_themselves(steps, seed):
     with pytest.raises(UsageError):
         SampleOptions(steps=steps, seed=seed)
+
+
+def test_every_public_name_can_be_imported() -> None:
+    from mupd_wsi import model
+
+    assert all(getattr(model, name) is not None for name in model.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = model.no_such_name

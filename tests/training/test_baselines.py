@@ -18,17 +18,18 @@ from mupd_wsi.training.unet import PlainUNet, unet_of_size
 MARKERS = ("Hoechst", "CD8a", "Pan-CK")
 
 
-def test_linear_map_finds_a_stain_that_is_linear_in_density(paired_folder):
+@pytest.mark.parametrize(("of_roots", "amounts"), [(False, (60, 30, 5)), (True, (8, 4, 2))])
+def test_linear_map_finds_a_stain_that_is_linear_in_density(paired_folder, of_roots, amounts):
     train = load_tiles(paired_folder, "train", MARKERS)
     around = SlideOfTiles(paired_folder)
     truth = np.zeros((19, 1))
-    truth[[0, 4, 18], 0] = (60, 30, 5)
+    truth[[0, 4, 18], 0] = amounts
     made = []
     for place in train.places:
         rgb = around.read(place.x * 512 - 64, place.y * 512 - 64, 640)
-        made.append(baselines.linear_prediction(truth)(rgb))
+        made.append(baselines.linear_prediction(truth, of_roots=of_roots)(rgb))
     stained = PairedTiles(train.places, train.he, np.clip(np.stack(made).round(), 0, 255).astype(np.uint8))
-    found = baselines.linear_prediction(baselines.fit_linear(stained, around))
+    found = baselines.linear_prediction(baselines.fit_linear(stained, around, of_roots=of_roots), of_roots=of_roots)
     rgb = around.read(-64, -64, 640)
     np.testing.assert_allclose(found(rgb), made[0], atol=1.0)
 
@@ -46,7 +47,7 @@ def test_all_are_measured_in_one_table(recipe_file, tmp_path, monkeypatch, capsy
     )
     assert baselines.main() == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("| marker | mean stain | linear map | U-Net (")
+    assert shown.startswith("| marker | mean stain | linear map | linear map of roots | U-Net (")
     assert [line.split(" |")[0] for line in shown.splitlines()[2:]] == [f"| {name}" for name in (*MARKERS, "mean")]
     tables = json.loads((tmp_path / "run" / "baselines.json").read_text())
     assert set(tables["mean stain"]["Hoechst"]) == {"mean_ratio"}  # it does not vary, so it correlates with nothing
