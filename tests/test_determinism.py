@@ -133,6 +133,7 @@ def test_tiles_in_any_order_give_the_same_slide(width: int, height: int, random:
 
 
 @settings(max_examples=scaled(10))
+@example((96, 16), (64, 0), 65, 257)  # of the last tiles a single row and column lies on the slide
 @given(TILES, TILES, st.integers(1, 300), st.integers(1, 300))
 def test_a_draw_does_not_depend_on_the_grid(one: Any, other: Any, width: int, height: int) -> None:
     """Noise belongs to the place on the slide: with a network that sees no neighbours, any grid gives the same draw."""

@@ -156,7 +156,8 @@ class StainJob:
         rgb = self.slide.read(Region(x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y), self.mpp)
         if self.recolor is not None:
             rgb = self.recolor.apply(rgb)
-        if rgb.shape[:2] == (tile.side, tile.side):
+        whole = rgb.shape[:2] == (tile.side, tile.side)
+        if whole and (int(columns[0]), int(rows[0])) == (x, y):  # not a tile of as many pixels, all but one mirrored
             return rgb
         return rgb.take(columns - x, axis=1).take(rows - y, axis=0)
 
